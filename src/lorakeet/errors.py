@@ -1,0 +1,74 @@
+"""Errors a person can act on: one line each, with a stable code, the place, what was found and the fix.
+
+The tree is small, and every leaf is a ValueError so that library users can catch what they expect:
+
+    LorakeetError
+    ├── ConfigError        E-CFG-*    a configuration key, flag or argument
+    ├── DataError          E-DATA-*   a file, row or field of the user's data
+    ├── ModelError         E-MODEL-*  a model directory or one of its files
+    ├── AdapterError       E-ADPT-*   an adapter directory or one of its files
+    ├── CheckpointError    E-CKPT-*   a run directory or one of its checkpoints
+    ├── TrainingError      E-TRAIN-*  training that must not go on (non-finite loss, no gradient)
+    └── MissingExtraError  E-EXTRA-*  an optional package that is not installed
+
+The number in a code never changes its meaning. The command line prints `str(error)` and exits with 2.
+"""
+
+
+class LorakeetError(ValueError):
+    """Say in one line what is wrong, where, and what to do about it."""
+
+    def __init__(self, code: str, message: str, *, place: str = "", fix: str = "") -> None:
+        self.code, self.place, self.message, self.fix = code, place, message.rstrip(". "), fix.rstrip(". ")
+        super().__init__(code, message)
+
+    def __str__(self) -> str:
+        head = " ".join(part for part in (self.code, self.place, self.message) if part)
+        text = f"{head}. {self.fix}." if self.fix else f"{head}."
+        # Names and values quoted from files may hold line breaks; an error is always one line.
+        return " ".join(text.split())
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (type(self), self.code, self.message, self.place, self.fix)
+
+
+def _rebuild(kind: type[LorakeetError], code: str, message: str, place: str, fix: str) -> LorakeetError:
+    """Unpickle an error that crossed a process boundary."""
+    return kind(code, message, place=place, fix=fix)
+
+
+class ConfigError(LorakeetError):
+    """A configuration key, flag or argument is wrong."""
+
+
+class DataError(LorakeetError):
+    """A data file, row or field is wrong."""
+
+
+class ModelError(LorakeetError):
+    """A model directory or one of its files is wrong."""
+
+
+class AdapterError(LorakeetError):
+    """An adapter directory or one of its files is wrong."""
+
+
+class CheckpointError(LorakeetError):
+    """A run directory or one of its checkpoints is wrong."""
+
+
+class TrainingError(LorakeetError):
+    """Training must not go on."""
+
+
+class MissingExtraError(LorakeetError):
+    """An optional package is not installed."""
+
+    @classmethod
+    def of(cls, package: str, extra: str, needed_for: str) -> "MissingExtraError":
+        """Name the extra that brings `package`."""
+        return cls(
+            "E-EXTRA-41",
+            f"{needed_for} needs the package {package}",
+            fix=f"Install it with: pip install 'lorakeet[{extra}]'",
+        )
