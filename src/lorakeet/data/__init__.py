@@ -1,0 +1,1 @@
+"""From files to packed batches: read, recognise, encode, prove, pack. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Loss, perplexity and the comparison of generated answers with expected ones."""

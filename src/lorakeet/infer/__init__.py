@@ -1,0 +1,1 @@
+"""Generation with a key-value cache: one engine for chat, evaluation and serving."""

@@ -1,0 +1,1 @@
+"""Operations from tensors to tensors, without modules: attention, rotary positions, LoRA products, cross entropy."""
