@@ -5,9 +5,12 @@ Unknown keys stop with the nearest known name; nothing is ever dropped in silenc
 """
 
 import difflib
+import re
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorakeet.errors import ConfigError
 
@@ -75,3 +78,180 @@ class LoraConfig(StrictModel):
     """Start as the identity: A random, B zero. False draws B at random too, which only tests want."""
     task_type: str | None = "CAUSAL_LM"
     """Written to adapter_config.json for PEFT; None for modules that are no language model."""
+
+
+class TrainingConfig(StrictModel):
+    """Say how to train, with the names of transformers.TrainingArguments and trl.SFTConfig."""
+
+    output_dir: str | None = None
+    """Where the run is written; a new folder under runs/ where none is named."""
+    num_train_epochs: float = Field(3.0, gt=0, allow_inf_nan=False)
+    """Passes over the training rows."""
+    max_steps: int = Field(-1, ge=-1)
+    """Optimizer steps in place of epochs; -1 counts epochs."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Conversations in one forward and backward pass of a process."""
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    """The same for evaluation."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Passes whose gradients add up to one optimizer step."""
+    learning_rate: float = Field(2e-4, gt=0, allow_inf_nan=False)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    """Part of all steps over which the learning rate rises from zero."""
+    warmup_steps: int = Field(0, ge=0)
+    """The same as a number of steps; where it is not 0 it wins."""
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Added to AdamW's denominator."""
+    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Largest norm of a step's gradient; 0 leaves it alone."""
+    max_length: int | None = Field(None, ge=8)
+    """Longest conversation in tokens; the model's own limit where none is given."""
+    logging_steps: int = Field(10, ge=1)
+    """Optimizer steps between rows of metrics.jsonl."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When held-out rows are evaluated; unless "no" it is done before the first and after the last step too."""
+    eval_steps: int = Field(100, ge=1)
+    """Optimizer steps between evaluations, with eval_strategy "steps"."""
+    bf16: bool | None = None
+    """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Seed of adapters, order and dropout."""
+
+
+class DataConfig(StrictModel):
+    """Say what to learn from, and how its rows are read."""
+
+    train: list[str] = Field(min_length=1)
+    """Files, directories, hub ids, or "demo"."""
+    eval: list[str] | None = None
+    """Held-out data; where none is named, eval_fraction of the training rows is held out."""
+    eval_fraction: float = Field(0.05, ge=0, lt=1)
+    """Part of the rows that is held out, at most 200 rows."""
+    format: str | None = None
+    """Name of the row format, where it is not found from the keys."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field names of the rows that go by other names: {ours: theirs}."""
+    roles: dict[str, str] = Field(default_factory=dict)
+    """Role names of the rows that go by other names: {theirs: ours}."""
+    template: str | None = None
+    """Name of the chat template, where it is not found from the model."""
+    learn: Literal["all", "last", "text"] = "all"
+    """Learn every assistant turn, the last one, or the whole text."""
+    system: str | None = None
+    """A system prompt that replaces those of the rows."""
+    truncation: Literal["error", "drop", "truncate-left"] = "error"
+    """What happens to a conversation longer than max_length."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class RunConfig(StrictModel):
+    """Everything that decides what a run learns; written to RUN/config.yaml, complete."""
+
+    model: str
+    """Alias, directory or hub id."""
+    data: DataConfig
+    """What to learn from."""
+    training_config: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How to train."""
+    peft_config: LoraConfig = Field(default_factory=LoraConfig)
+    """Where the adapters go."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_by_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("data"), str | list):
+            return {**values, "data": {"train": values["data"]}}
+        return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without duplicate keys, aliases or tags, that reads 2e-4 as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ConfigError("E-CFG-34", "aliases and anchors are forbidden", place=f"{self.name}:{line}")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise ConfigError("E-CFG-33", f"tags are forbidden, found {event.tag}", place=f"{self.name}:{line}")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    "E-CFG-32", f'key "{key}" is repeated, first on line {lines[key]}', place=f"{self.name}:{line}"
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a sign in an exponent; people write 2e-4 and mean the number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping strictly: no duplicate keys, tags or aliases."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("E-CFG-100", "no such file", place=str(path), fix="Check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("E-CFG-101", f"cannot be read: {error}", place=str(path)) from None
+    return _parse_yaml(text, str(path), dict)
+
+
+def _parse_yaml(text: str, name: str, kind: type) -> Any:
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        value = loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError("E-CFG-102", f"not valid YAML: {getattr(error, 'problem', error)}", place=place) from None
+    finally:
+        loader.dispose()
+    if not isinstance(value, kind):
+        raise ConfigError("E-CFG-103", f"expected keys and values, found {type(value).__name__}", place=name)
+    return value
+
+
+def with_overrides(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `section.key=value` assignments, whose values are read as YAML, to a copy of `values`."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *sections, key = path.split(".")
+        if not equals or not key or len(sections) != 1:
+            raise ConfigError(
+                "E-CFG-104", f'"{assignment}" is not section.key=value', place="--set",
+                fix="Write for example --set training_config.learning_rate=1e-4",
+            )  # fmt: skip
+        section = result.setdefault(sections[0], {})
+        if not isinstance(section, dict):
+            raise ConfigError("E-CFG-104", f'"{sections[0]}" has no keys', place="--set")
+        section[key] = _parse_yaml(text, f"--set {path}", object) if text else None
+    return result
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Write a configuration so that `load_yaml` reads back the same one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
