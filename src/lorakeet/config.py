@@ -121,6 +121,10 @@ class TrainingConfig(StrictModel):
     """When held-out rows are evaluated; unless "no" it is done before the first and after the last step too."""
     eval_steps: int = Field(100, ge=1)
     """Optimizer steps between evaluations, with eval_strategy "steps"."""
+    save_steps: int = Field(100, ge=1)
+    """Optimizer steps between checkpoints."""
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints kept; never fewer than the two newest, so that one damaged file loses little."""
     bf16: bool | None = None
     """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
     seed: int = Field(42, ge=0, lt=2**63)

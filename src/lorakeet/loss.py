@@ -12,10 +12,18 @@ S supervised rows, D hidden width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+from lorakeet.data.pack import PackedBatch
+from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.compiling import compiled
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at once: 64 MB in fp32."""
+
+
+def packed_loss(model: Phi3ForCausalLM, batch: PackedBatch) -> torch.Tensor:
+    """Sum the losses of a packed batch's supervised tokens, as an fp32 scalar that gradients flow back from."""
+    hidden_SD = model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, rows_S=batch.supervised_S)
+    return cross_entropy_sum(hidden_SD, model.lm_head.weight, batch.targets_S)
 
 
 def cross_entropy_sum(hidden_SD: torch.Tensor, head_VD: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
@@ -56,7 +64,9 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_SD) if wants_hidden else None
         grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
         rows = max(1, CHUNK_ELEMENTS // head_VD.shape[0])
-        for hidden, targets, start in zip(hidden_SD.split(rows), targets_S.split(rows), range(0, len(targets_S), rows)):
+        for start in range(0, len(targets_S), rows):
+            chunk = slice(start, start + rows)
+            hidden, targets = hidden_SD[chunk], targets_S[chunk]
             logits = F.linear(hidden, head_VD)
             if grad_hidden is None and grad_head is None:
                 total += _chunk_loss(logits, targets)
@@ -64,7 +74,7 @@ class _HeadLoss(torch.autograd.Function):
             loss, grad_logits = _chunk_loss_and_grad(logits, targets)
             total += loss
             if grad_hidden is not None:
-                torch.mm(grad_logits, head_VD, out=grad_hidden[start : start + rows])
+                torch.mm(grad_logits, head_VD, out=grad_hidden[chunk])
             if grad_head is not None:
                 grad_head += grad_logits.T @ hidden
         ctx.save_for_backward(grad_hidden, grad_head)

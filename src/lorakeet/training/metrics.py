@@ -1,0 +1,144 @@
+"""What a run tells while it trains: metrics.jsonl for programs, a live display or plain lines for people.
+
+data in: one row of numbers for every logged step or evaluation → out: a line on disk and something on stderr.
+A row is what DESIGN calls it: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens,
+tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss and its token count.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Row = dict[str, Any]
+
+
+def peak_memory_bytes() -> int:
+    """Give the process's largest memory so far: of the GPU where one is used, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Reporter(Protocol):
+    """Receives what happens in a run."""
+
+    def step(self, row: Row) -> None:
+        """Hear of every optimizer step."""
+        ...
+
+    def log(self, row: Row) -> None:
+        """Hear of a logged step or an evaluation."""
+        ...
+
+    def close(self) -> None:
+        """Finish; nothing follows."""
+        ...
+
+
+class JsonlReporter:
+    """Appends every logged row to a file, one JSON object a line, on disk as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def step(self, row: Row) -> None:
+        """Keep nothing of single steps."""
+
+    def log(self, row: Row) -> None:
+        """Write the row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ConsoleReporter:
+    """Shows a live bar in a terminal, and plain lines where there is none. Writes to stderr only."""
+
+    def __init__(self, total_steps: int, first_step: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._total = total_steps
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self._console,
+            )
+            self._task = self._progress.add_task(
+                "training", total=total_steps, completed=first_step, numbers="", left=""
+            )
+            self._progress.start()
+
+    def step(self, row: Row) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            numbers = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            left = f"{_duration(row['seconds_left'])} left"
+            self._progress.update(self._task, completed=row["step"], numbers=numbers, left=left)
+
+    def log(self, row: Row) -> None:
+        """Print one line."""
+        if "eval_loss" in row:
+            text = f"step {row['step']:>5}  held-out loss {row['eval_loss']:.4f}"
+        elif self._progress is None:
+            text = (
+                f"step {row['step']:>5}/{self._total}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+                f"grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s  "
+                f"{_duration(row['seconds_left'])} left"
+            )
+        else:
+            return
+        self._console.print(text, highlight=False)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class Reporters:
+    """Several reporters as one, closed at the end of a `with` block."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def step(self, row: Row) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.step(row)
+
+    def log(self, row: Row) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.log(row)
+
+    def __enter__(self) -> "Reporters":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for reporter in self._reporters:
+            reporter.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

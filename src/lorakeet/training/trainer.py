@@ -1,0 +1,269 @@
+"""The one training loop.
+
+data in: a model with adapters, examples, the training configuration → out: trained adapters in the model, and rows
+of metrics for whoever reports them. Each optimizer step is
+
+    micro-batches → packed streams → sum of losses / supervised tokens of the whole step → gradient → AdamW
+
+so that every supervised token of a step weighs the same, however the step is cut into micro-batches.
+Loading, saving and the command line live elsewhere.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorakeet.config import TrainingConfig
+from lorakeet.data.conversation import Example
+from lorakeet.data.loader import iterate_steps
+from lorakeet.data.pack import PackedBatch, pack
+from lorakeet.errors import TrainingError
+from lorakeet.evaluation.perplexity import evaluate_loss
+from lorakeet.loss import packed_loss
+from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.training.checkpoint import TrainerState
+from lorakeet.training.metrics import Reporters, Row, peak_memory_bytes
+from lorakeet.training.optim import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """The numbers of one optimizer step."""
+
+    loss: float
+    """Mean loss of the step's supervised tokens, in nats."""
+    grad_norm: float
+    """Norm of the step's gradient before clipping."""
+    num_tokens: int
+    num_supervised_tokens: int
+
+
+def num_steps(config: TrainingConfig, num_examples: int) -> tuple[int, int]:
+    """Give (steps of an epoch, steps of the run); the last step of an epoch may be smaller than the others."""
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    per_epoch = math.ceil(num_examples / rows)
+    total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
+    return per_epoch, total
+
+
+def train_step(
+    model: Phi3ForCausalLM, batches: Sequence[PackedBatch], optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> StepOutcome:
+    """Take one optimizer step over all `batches`, weighing every supervised token the same.
+
+    Raises: TrainingError where loss or gradient is not finite; the parameters are then as they were.
+    """
+    supervised = sum(batch.num_supervised_tokens for batch in batches)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros(())
+    for batch in batches:
+        share = packed_loss(model, batch) / supervised
+        share.backward()
+        loss = loss + share.detach().cpu()
+    grad_norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
+    outcome = StepOutcome(
+        loss=loss.item(),
+        grad_norm=grad_norm.item(),
+        num_tokens=sum(len(batch.input_ids_T) for batch in batches),
+        num_supervised_tokens=supervised,
+    )
+    for name, value in (("loss", outcome.loss), ("gradient norm", outcome.grad_norm)):
+        if not math.isfinite(value):
+            raise TrainingError(
+                "E-TRAIN-15", f"the {name} is {value}", fix="Lower learning_rate, or train with bf16: false"
+            )
+    optimizer.step()
+    return outcome
+
+
+class Trainer:
+    """Trains a model's adapters on examples, step by step.
+
+    `step` counts finished optimizer steps. Everything that decides what comes next is in the model's adapters, the
+    optimizer, `step` and torch's random state: the order of the rows is a function of seed and step.
+    """
+
+    def __init__(
+        self,
+        model: Phi3ForCausalLM,
+        config: TrainingConfig,
+        train_examples: Sequence[Example],
+        held_out_examples: Sequence[Example] = (),
+    ) -> None:
+        self.model, self.config = model, config
+        self.train_examples, self.held_out_examples = train_examples, held_out_examples
+        self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        self.optimizer = build_optimizer(self.named_params.values(), config)
+        self.steps_per_epoch, self.total_steps = num_steps(config, len(train_examples))
+        self.step = 0
+        self.num_tokens = 0
+        self.num_supervised_tokens = 0
+
+    def run(self, reporters: Reporters, after_step: Callable[[int], None] = lambda step: None) -> None:
+        """Train from the present step to the last one; `after_step` hears of each finished step."""
+        self.model.train()
+        window = _Window()
+        if self.step == 0:
+            self._evaluate(reporters)
+        began, first = time.perf_counter(), self.step
+        for micro_batches in self._micro_batches():
+            start = time.perf_counter()
+            rate = learning_rate(self.step, self.total_steps, self.config)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            outcome = self._guarded_step(micro_batches)
+            self.step += 1
+            self.num_tokens += outcome.num_tokens
+            self.num_supervised_tokens += outcome.num_supervised_tokens
+            seconds = time.perf_counter() - start
+            window.add(outcome, seconds)
+            done, left = self.step - first, self.total_steps - self.step
+            # The first step compiles; it would make the rest look longer than it is.
+            pace = window.median_seconds if done > 1 else seconds
+            row = self._row(window, outcome, rate, time.perf_counter() - began) | {"seconds_left": left * pace}
+            reporters.step(row)
+            if self.step % self.config.logging_steps == 0 or left == 0:
+                reporters.log(row)
+                window.clear()
+            after_step(self.step)
+            if self._is_evaluation_due():
+                self._evaluate(reporters)
+
+    def state(self) -> TrainerState:
+        """Give everything that decides how training goes on, as references to the live tensors."""
+        moments = {
+            f"{kind}.{name}": self.optimizer.state[param][kind]
+            for name, param in self.named_params.items()
+            for kind in ("exp_avg", "exp_avg_sq", "step")
+        }
+        rng = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        counts = {"step": self.step, "num_tokens": self.num_tokens, "num_supervised_tokens": self.num_supervised_tokens}
+        return TrainerState({name: param.detach() for name, param in self.named_params.items()}, moments, rng, counts)
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on where `state` was taken."""
+        with torch.no_grad():
+            for name, param in self.named_params.items():
+                param.copy_(state.params[name])
+                self.optimizer.state[param] = {
+                    kind: state.moments[f"{kind}.{name}"].to(param.device if kind != "step" else "cpu")
+                    for kind in ("step", "exp_avg", "exp_avg_sq")
+                }
+        torch.set_rng_state(state.rng["cpu"])
+        if "cuda" in state.rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.rng["cuda"])
+        self.step = state.counts["step"]
+        self.num_tokens = state.counts["num_tokens"]
+        self.num_supervised_tokens = state.counts["num_supervised_tokens"]
+
+    def _micro_batches(self) -> Iterator[list[list[Example]]]:
+        return iterate_steps(
+            self.train_examples,
+            batch_size=self.config.per_device_train_batch_size,
+            grad_accum_steps=self.config.gradient_accumulation_steps,
+            seed=self.config.seed,
+            max_steps=self.total_steps,
+            start_step=self.step,
+        )
+
+    def _guarded_step(self, micro_batches: list[list[Example]]) -> StepOutcome:
+        """Take a step; the first one proves that a gradient reaches every adapter."""
+        device = self.model.lm_head.weight.device
+        batches = [pack(examples).to(device) for examples in micro_batches]
+        try:
+            outcome = train_step(self.model, batches, self.optimizer, self.config.max_grad_norm)
+        except TrainingError as error:
+            places = ", ".join(example.place for examples in micro_batches for example in examples)
+            raise TrainingError(
+                error.code,
+                f"{error.message} in the step on rows {places}",
+                place=f"step {self.step + 1}",
+                fix=error.fix,
+            ) from None
+        if self.step == 0:
+            check_gradients(self.named_params)
+        return outcome
+
+    def _row(self, window: "_Window", outcome: StepOutcome, rate: float, elapsed_s: float) -> Row:
+        return {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "loss": window.loss,
+            "grad_norm": outcome.grad_norm,
+            "learning_rate": rate,
+            "num_tokens": self.num_tokens,
+            "num_supervised_tokens": self.num_supervised_tokens,
+            "tokens_per_second": round(window.tokens_per_second, 1),
+            "elapsed_s": round(elapsed_s, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def _is_evaluation_due(self) -> bool:
+        if self.config.eval_strategy == "no":
+            return False
+        every = self.config.eval_steps if self.config.eval_strategy == "steps" else self.steps_per_epoch
+        return self.step % every == 0 or self.step == self.total_steps
+
+    def _evaluate(self, reporters: Reporters) -> None:
+        if not self.held_out_examples or self.config.eval_strategy == "no":
+            return
+        result = evaluate_loss(self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size)
+        reporters.log(
+            {
+                "step": self.step,
+                "epoch": round(self.step / self.steps_per_epoch, 4),
+                "eval_loss": result.loss,
+                "num_supervised_tokens": result.num_supervised_tokens,
+            }
+        )
+
+
+def check_gradients(named_params: dict[str, torch.nn.Parameter]) -> None:
+    """Raise TrainingError where the first step left a parameter without a gradient.
+
+    lora_A's own gradient is zero as long as lora_B is, so it need only exist; every other must be non-zero.
+    """
+    dead = [
+        name
+        for name, param in named_params.items()
+        if param.grad is None or ("lora_A" not in name and not param.grad.any())
+    ]
+    if dead:
+        names = ", ".join(dead[:5])
+        raise TrainingError("E-TRAIN-17", f"no gradient reaches {len(dead)} of {len(named_params)} parameters: {names}")
+
+
+class _Window:
+    """The steps since the last logged row."""
+
+    def __init__(self) -> None:
+        self.clear()
+        self._recent: list[float] = []
+
+    def clear(self) -> None:
+        self._loss_sum, self._supervised, self._tokens, self._seconds = 0.0, 0, 0, 0.0
+
+    def add(self, outcome: StepOutcome, seconds: float) -> None:
+        self._loss_sum += outcome.loss * outcome.num_supervised_tokens
+        self._supervised += outcome.num_supervised_tokens
+        self._tokens += outcome.num_tokens
+        self._seconds += seconds
+        self._recent = [*self._recent[-20:], seconds]
+
+    @property
+    def loss(self) -> float:
+        return self._loss_sum / self._supervised
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds
+
+    @property
+    def median_seconds(self) -> float:
+        return sorted(self._recent)[len(self._recent) // 2]
