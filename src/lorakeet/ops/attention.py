@@ -10,6 +10,7 @@ T tokens, H query heads, K key-value heads (H a multiple of K), E head width, N 
 """
 
 import importlib.util
+import itertools
 from functools import cache
 
 import torch
@@ -80,7 +81,7 @@ def softmax_backward(grad: torch.Tensor, probs: torch.Tensor, scale: float) -> t
 
 def _documents(cu_seqlens: torch.Tensor) -> list[tuple[int, int]]:
     ends = cu_seqlens.tolist()
-    return [(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True) if end > start]
+    return [(start, end) for start, end in itertools.pairwise(ends) if end > start]
 
 
 def _blocks(start: int, end: int, window: int) -> list[tuple[int, int, int]]:
@@ -195,7 +196,8 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor, _: torch.Tensor) -> tuple:
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]
+    # Detached: the kept probabilities came out of the forward pass, but no gradient goes through them.
+    saved = [tensor.detach() for tensor in ctx.saved_tensors]  # type: ignore[attr-defined]
     return *attention_cpu_backward(grad.contiguous(), *saved, ctx.window), None, None  # type: ignore[attr-defined]
 
 

@@ -22,4 +22,4 @@ def rotate(x_THE: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> t
     cos, sin = cos_TR[:, None], sin_TR[:, None]
     first, second = x_THE[..., :R].float(), x_THE[..., R : 2 * R].float()
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_THE.dtype)
-    return turned if 2 * R == x_THE.shape[-1] else torch.cat([turned, x_THE[..., 2 * R :]], dim=-1)
+    return turned if x_THE.shape[-1] == 2 * R else torch.cat([turned, x_THE[..., 2 * R :]], dim=-1)

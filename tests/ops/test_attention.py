@@ -1,0 +1,88 @@
+"""Attention over packed documents, held against one plain mask over the whole stream."""
+
+import pytest
+import torch
+
+from lorakeet.ops import attention as module
+from lorakeet.ops.attention import NO_WINDOW, attention, attention_reference
+
+H, K, E = 6, 2, 8
+
+
+def random_qkv(num_tokens, dtype=torch.float32, heads=H, kv_heads=K):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(num_tokens, n, E) for n in (heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def boundaries(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def outputs_and_grads(function, qkv, cu_seqlens, window):
+    out = function(*qkv, cu_seqlens, window)
+    grads = torch.autograd.grad((out.float() * torch.arange(out.numel()).view_as(out).sin()).sum(), qkv)
+    return [out, *grads]
+
+
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (8, 1)], ids=["grouped", "one-to-one", "multi-query"])
+@pytest.mark.parametrize("lengths", [[5, 1, 9], [40], [16, 17, 15, 33]])
+@pytest.mark.parametrize("window", [NO_WINDOW, 7, 1])
+@pytest.mark.parametrize("query_block", [512, 16], ids=["kept", "recomputed"])
+def test_attention_matches_reference(monkeypatch, heads, lengths, window, query_block):
+    monkeypatch.setattr(module, "QUERY_BLOCK", query_block)
+    if query_block == 16:
+        assert any(len(module._blocks(0, n, window)) > 1 for n in lengths) or max(lengths) <= 16
+    qkv = random_qkv(sum(lengths), heads=heads[0], kv_heads=heads[1])
+    ours = outputs_and_grads(attention, qkv, boundaries(lengths), window)
+    truth = outputs_and_grads(attention_reference, qkv, boundaries(lengths), window)
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_error_is_no_larger_than_the_references():
+    lengths = [30, 50]
+    exact = outputs_and_grads(attention_reference, random_qkv(80), boundaries(lengths), NO_WINDOW)
+    half = random_qkv(80, torch.bfloat16)
+    for mine, theirs, truth in zip(
+        outputs_and_grads(attention, half, boundaries(lengths), NO_WINDOW),
+        outputs_and_grads(attention_reference, half, boundaries(lengths), NO_WINDOW),
+        exact,
+        strict=True,
+    ):
+        assert (mine - truth).norm() <= (theirs - truth).norm() * 1.1
+
+
+@pytest.mark.parametrize("query_block", [512, 8])
+def test_perturbing_one_document_leaves_its_neighbours_bit_equal(monkeypatch, query_block):
+    monkeypatch.setattr(module, "QUERY_BLOCK", query_block)
+    lengths = [20, 13, 31]
+    qkv = random_qkv(64)
+    before = outputs_and_grads(attention, qkv, boundaries(lengths), NO_WINDOW)
+    with torch.no_grad():
+        for x in qkv:
+            x[20:33] += 1
+    after = outputs_and_grads(attention, qkv, boundaries(lengths), NO_WINDOW)
+    for old, new in zip(before, after, strict=True):
+        assert not torch.equal(old[20:33], new[20:33])
+        assert torch.equal(old[:20], new[:20])
+        assert torch.equal(old[33:], new[33:])
+
+
+def test_memory_kept_for_a_long_document_is_linear(monkeypatch):
+    monkeypatch.setattr(module, "QUERY_BLOCK", 16)
+    q, k, v = (x.detach().transpose(0, 1).contiguous() for x in random_qkv(64))
+    assert module.attention_cpu(q, k, v, boundaries([64]), NO_WINDOW)[1].numel() == 0
+    assert module.attention_cpu(q, k, v, boundaries([16] * 4), NO_WINDOW)[1].numel() == 4 * H * 16 * 16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [NO_WINDOW, 7])
+def test_cuda_attention_matches_reference(window):
+    qkv = [x.detach().cuda().bfloat16().requires_grad_() for x in random_qkv(64)]
+    cu_seqlens = boundaries([20, 13, 31]).cuda()
+    ours = outputs_and_grads(attention, qkv, cu_seqlens, window)
+    truth = outputs_and_grads(attention_reference, [x.detach().float().requires_grad_() for x in qkv], cu_seqlens, window)
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine.float(), theirs, rtol=2e-2, atol=2e-2)
