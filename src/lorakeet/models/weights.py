@@ -1,0 +1,314 @@
+"""Weights between a Hugging Face directory and the decoder: load, save, and tell one base model from another.
+
+data in: a directory with model.safetensors, or shards and their index → out: a module with its parameters.
+Everything is checked before the first tensor is read: names and shapes must be exactly the model's. One tensor at
+a time is in flight, so a model costs its own size and nothing more. Pickle checkpoints are refused, never opened.
+Does not look for models by name (`registry`) and does not look for NaN.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorakeet.errors import ModelError
+from lorakeet.models.cache import remembered_hash, write_whole
+from lorakeet.models.config import Phi3Config, read_json
+from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DEFAULT_SHARD_BYTES = 5 * 10**9
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
+_NUM_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a directory, found and checked but not read."""
+
+    files: Mapping[Path, Mapping[str, TensorEntry]]
+
+    def entries(self) -> dict[str, TensorEntry]:
+        """Give all tensors by name."""
+        return {name: entry for entries in self.files.values() for name, entry in entries.items()}
+
+
+def load_model(
+    directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Phi3ForCausalLM:
+    """Build the model of a directory, in evaluation mode; without `dtype` in the type of its weights.
+
+    Raises: ModelError where the directory is no Phi-3 model or its weights are not exactly the model's.
+    """
+    directory = Path(directory)
+    config = Phi3Config.from_directory(directory)
+    with torch.device("meta"):
+        model = Phi3ForCausalLM(config)
+    load_weights(model, directory, dtype=dtype, device=device)
+    return model.eval()
+
+
+def load_weights(
+    model: nn.Module, directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> None:
+    """Give every parameter of `model` (built on the meta device, best) its value from `directory`.
+
+    Parameters that are one tensor in the model stay one; the checkpoint may name it once or, if equal, repeatedly.
+
+    Raises: ModelError, before anything is loaded, where files are broken or names and shapes differ.
+    """
+    checkpoint = open_checkpoint(Path(directory))
+    entries = checkpoint.entries()
+    aliases = _aliases(model)
+    _check_names_and_shapes(entries, model, aliases, str(directory))
+    dtype = dtype or _main_dtype(entries)
+    loaded: dict[str, nn.Parameter] = {}
+    for name, stored in _read(checkpoint):
+        tensor = stored.to(device=device, dtype=dtype)
+        if name not in loaded:
+            loaded |= dict.fromkeys(aliases[name], _replace(model, aliases[name], tensor))
+        elif not torch.equal(loaded[name], tensor):
+            raise ModelError(
+                "E-MODEL-107", f"{' and '.join(aliases[name])} differ, but config.json says that they are one",
+                place=str(directory), fix="Set tie_word_embeddings to false in config.json",
+            )  # fmt: skip
+
+
+def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    for file, entries in checkpoint.files.items():
+        with mapped(file) as mapping:
+            for name, entry in entries.items():
+                yield name, mapping.read(entry)
+
+
+def _replace(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:
+    """Put one new parameter in all the places `names`."""
+    parameter = nn.Parameter(tensor)
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        parameter.requires_grad_(module.get_parameter(leaf).requires_grad)
+        setattr(module, leaf, parameter)
+    return parameter
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Give, for each parameter name, all names of the same parameter."""
+    names: dict[int, tuple[str, ...]] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        names[id(parameter)] = (*names.get(id(parameter), ()), name)
+    return {name: names[id(parameter)] for name, parameter in parameters.items()}
+
+
+def _main_dtype(entries: Mapping[str, TensorEntry]) -> torch.dtype:
+    """Give the type that most of the weights have."""
+    num_bytes: dict[torch.dtype, int] = {}
+    for entry in entries.values():
+        num_bytes[entry.dtype] = num_bytes.get(entry.dtype, 0) + entry.num_bytes
+    return max(num_bytes, key=lambda dtype: num_bytes[dtype])
+
+
+def _check_names_and_shapes(
+    entries: Mapping[str, TensorEntry], model: nn.Module, aliases: Mapping[str, tuple[str, ...]], place: str
+) -> None:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    missing = [names[0] for names in dict.fromkeys(aliases.values()) if not any(name in entries for name in names)]
+    extra = [name for name in entries if name not in shapes]
+    wrong = [
+        f"{name} {entry.shape} for {shapes[name]}"
+        for name, entry in entries.items()
+        if name in shapes and entry.shape != shapes[name]
+    ]
+    if missing or extra or wrong:
+        problems = (("missing", missing), ("not the model's", extra), ("of the wrong shape", wrong))
+        raise ModelError(
+            "E-MODEL-66" if missing or extra else "E-MODEL-65",
+            "weights do not fit config.json: "
+            + "; ".join(f"{len(names)} tensors {what} ({_some(names)})" for what, names in problems if names),
+            place=place, fix="Take config.json and weights from the same model",
+        )  # fmt: skip
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + more
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Find a directory's weights and check the header of every file.
+
+    Raises: ModelError where there are none, a shard is missing or named badly, or a file is broken.
+    """
+    single, index = directory / WEIGHTS, directory / INDEX
+    if single.exists() and index.exists():
+        raise ModelError(
+            "E-MODEL-109", f"holds both {WEIGHTS} and {INDEX}", place=str(directory), fix="Remove the older one"
+        )
+    if index.exists():
+        return _open_shards(directory, index)
+    if single.exists():
+        return Checkpoint({single: read_header(single)})
+    pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
+    if pickles:
+        raise ModelError(
+            "E-MODEL-63", f"weights are pickle files ({_some(pickles)}), which can run code and are never opened",
+            place=str(directory), fix="Use a version of the model with safetensors files",
+        )  # fmt: skip
+    raise ModelError(
+        "E-MODEL-108", f"no weights: expected {WEIGHTS} or {INDEX}", place=str(directory), fix="Name a model directory"
+    )
+
+
+def _open_shards(directory: Path, index: Path) -> Checkpoint:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad_shard("weight_map is missing", index)
+    for shard in weight_map.values():
+        # Names only: a path could lead out of the directory.
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise _bad_shard(f"shard {shard!r} is no plain .safetensors file name", index)
+    files = {}
+    for shard in sorted(set(weight_map.values())):
+        file = directory / shard
+        if not file.is_file():
+            raise _bad_shard(f"shard {shard} is missing", index)
+        files[file] = entries = read_header(file)
+        listed = {name for name, home in weight_map.items() if home == shard}
+        if listed != set(entries):
+            differing = sorted(listed ^ set(entries))
+            raise _bad_shard(f"{shard} and the index differ in {len(differing)} tensors ({_some(differing)})", index)
+    return Checkpoint(files)
+
+
+def _bad_shard(message: str, index: Path) -> ModelError:
+    return ModelError("E-MODEL-73", message, place=str(index), fix="Download the model again")
+
+
+def save_weights(
+    state: Iterable[tuple[str, torch.Tensor]],
+    directory: Path,
+    config: Phi3Config,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write config.json and the weights of a model in Hugging Face's layout, one tensor in memory at a time.
+
+    state: (name, tensor) in any order; with tied embeddings lm_head may be there, if it equals the embedding.
+
+    Raises: ModelError where the directory already holds weights, or names or shapes are not the model's.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    old = sorted(file.name for pattern in ("*.safetensors", INDEX, *_PICKLES) for file in directory.glob(pattern))
+    if old:
+        raise ModelError("E-MODEL-48", f"already holds weights ({_some(old)})", place=str(directory),
+                         fix="Choose another directory")  # fmt: skip
+    shards = _plan_shards(config, dtype, max_shard_bytes)
+    drafts = {shard: directory / f".{shard}.part" for shard in shards}
+    try:
+        _write_shards(state, shards, drafts, config, dtype, str(directory))
+        for shard, draft in drafts.items():
+            draft.replace(directory / shard)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(_num_bytes(shapes, dtype) for shapes in shards.values())},
+            "weight_map": {name: shard for shard, shapes in shards.items() for name in shapes},
+        }
+        write_whole(directory / INDEX, _json_bytes(index))
+    write_whole(directory / "config.json", _json_bytes(config.to_dict(str(dtype).removeprefix("torch."))))
+
+
+def _plan_shards(config: Phi3Config, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Spread the model's tensors over files: {file name: {tensor name: shape}}."""
+    with torch.device("meta"):
+        model = Phi3ForCausalLM(config)
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if shards[-1] and _num_bytes({**shards[-1], name: shape}, dtype) > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = shape
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+
+def _write_shards(
+    state: Iterable[tuple[str, torch.Tensor]],
+    shards: Mapping[str, Mapping[str, tuple[int, ...]]],
+    drafts: Mapping[str, Path],
+    config: Phi3Config,
+    dtype: torch.dtype,
+    place: str,
+) -> None:
+    shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
+    tied = {"model.embed_tokens.weight", "lm_head.weight"} if config.tie_word_embeddings else set()
+    embedding: torch.Tensor | None = None
+    left = dict(shapes)
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, SafetensorsWriter] = {}
+        for shard, names in shards.items():
+            writer = stack.enter_context(contextlib.closing(SafetensorsWriter(drafts[shard], names, dtype)))
+            writers |= dict.fromkeys(names, writer)
+        for name, tensor in state:
+            if name in tied:
+                if embedding is not None and not torch.equal(embedding, tensor):
+                    raise ModelError("E-MODEL-107", "lm_head differs from the embedding it is tied to", place=place)
+                embedding, name = tensor, "model.embed_tokens.weight"
+                if name not in left:
+                    continue
+            if name not in left:
+                what = "is given twice" if name in shapes else "is not the model's"
+                raise ModelError("E-MODEL-66", f"tensor {name} {what}", place=place)
+            if tuple(tensor.shape) != left.pop(name):
+                raise ModelError(
+                    "E-MODEL-65", f"tensor {name} is {tuple(tensor.shape)}, expected {shapes[name]}", place=place
+                )
+            writers[name].write(name, tensor)
+    if left:
+        raise ModelError("E-MODEL-66", f"{len(left)} tensors missing ({_some(list(left))})", place=place)
+
+
+def _num_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def fingerprint(directory: Path) -> str:
+    """Give the SHA-256 that tells this base model from every other: of all weights, however they are sharded.
+
+    It covers each tensor's name, type, shape and bytes. The whole of the weights is read (about a second for each
+    gigabyte and core) and the result kept in the cache directory while no file's size or time changes.
+
+    Raises: ModelError, as `open_checkpoint`.
+    """
+    checkpoint = open_checkpoint(Path(directory))
+    return remembered_hash("weights", list(checkpoint.files), lambda: _fingerprint(checkpoint))
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    lines = []
+    with ThreadPoolExecutor() as pool:
+        for file, entries in checkpoint.files.items():
+            with mapped(file) as mapping:
+                digests = pool.map(lambda entry: mapping.digest(entry, hashlib.sha256()), entries.values())
+                for (name, entry), digest in zip(entries.items(), digests, strict=True):
+                    lines.append(json.dumps([name, str(entry.dtype), entry.shape, digest]))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
