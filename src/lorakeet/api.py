@@ -5,27 +5,31 @@ puts the stages together in the order of the data's way; none of them computes a
 """
 
 import dataclasses
+import hashlib
+import itertools
+import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorakeet.config import RunConfig, dump_yaml, load_yaml
-from lorakeet.data.conversation import Conversation, Example
+from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
-from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.errors import CheckpointError, ConfigError, DataError
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.inject import inject
 from lorakeet.models import registry, weights
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
-from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporter, Reporters
+from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters
+from lorakeet.training.prepare import PreparedData, prepare_data
 from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -96,3 +100,158 @@ def load_model(name: str, *, bf16: bool | None = None, template: str | None = No
     tokenizer = load_tokenizer(directory)
     model = weights.load_model(directory, dtype=choose_dtype(bf16, device), device=device)
     return Loaded(model.eval(), tokenizer, template_for(tokenizer, name=template), directory)
+
+
+def train(
+    model: str | None = None,
+    data: str | Sequence[str] | None = None,
+    *,
+    training_config: Mapping[str, Any] | None = None,
+    peft_config: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
+    resume: bool = False,
+    restart: bool = False,
+) -> Run:
+    """Train adapters and save them: everything `lorakeet train` does.
+
+    Args:
+        model: alias, directory or hub id.
+        data: files, directories, hub ids, or "demo".
+        training_config: keys of TrainingConfig, under transformers.TrainingArguments' names.
+        peft_config: keys of LoraConfig, under peft.LoraConfig's names.
+        data_config: keys of DataConfig.
+        config: a whole configuration, in place of all the above.
+        resume: go on from the newest valid checkpoint in output_dir; begin where there is none.
+        restart: begin again in an output_dir that holds a run, which is deleted.
+    Raises: LorakeetError where the user can mend something.
+    """
+    if config is None:
+        sources = [data] if isinstance(data, str) else list(data or [])
+        sections = {"data": {"train": sources or None, **(data_config or {})}}
+        sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
+        config = resolve_config(model=model, flags=sections)
+    directory = Path(config.training_config.output_dir or _new_run_directory(config.model))
+    run = Run(directory)
+    config = _with_output_dir(config, directory)
+    is_new = _check_run_directory(directory, resume=resume, restart=restart)
+    with checkpoint.lock(directory):
+        if restart:
+            _clear(directory)
+        if is_new or restart:
+            (directory / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        _train_in(run, config, resume=resume)
+    return run
+
+
+def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
+    """Do the work of `train` in a run directory that is ours alone."""
+    settings = config.training_config
+    loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
+    model = loaded.model
+    data = prepare_data(config, loaded.tokenizer, loaded.template, model.config.max_position_embeddings)
+    if not data.train:
+        raise DataError("E-DATA-28", "0 usable conversations are left to train on", place=", ".join(config.data.train))
+    base_hash = weights.fingerprint(loaded.directory)
+    torch.manual_seed(settings.seed)
+    inject(model, config.peft_config)
+    keep_freed_memory()
+    model.compile_layers()
+    trainer = Trainer(model, settings, data.train, data.held_out)
+    identity = _identity(config, data, base_hash)
+    if resume:
+        found = checkpoint.load_newest(run.directory, identity, note=logger.warning)
+        if found is not None:
+            trainer.load_state(found[1])
+            logger.info("Resuming from %s.", found[0])
+    logger.info(_describe(config, trainer, data))
+
+    def save(step: int) -> None:
+        checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+
+    def after_step(step: int) -> None:
+        if step % settings.save_steps == 0 or step == trainer.total_steps:
+            save(step)
+
+    console = ConsoleReporter(trainer.total_steps, trainer.step)
+    with Reporters(JsonlReporter(run.directory / "metrics.jsonl"), console) as reporters:
+        try:
+            trainer.run(reporters, after_step)
+        except KeyboardInterrupt:
+            if trainer.step:
+                save(trainer.step)
+            raise
+    save_adapter(
+        model, run.adapter_directory, config=config.peft_config, base_model_name_or_path=registry.hub_id(config.model),
+        extra={"base_hash": base_hash},
+    )  # fmt: skip
+    loaded.tokenizer.copy_files(loaded.directory, run.adapter_directory)
+
+
+def _new_run_directory(model: str) -> Path:
+    """Name a run after the moment and its model."""
+    stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{Path(model).name}"
+    names = itertools.chain([stem], (stem.with_name(f"{stem.name}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> bool:
+    """Return whether a run begins here, or raise ConfigError where something of the user's would be in its way."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return True
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(
+            "E-CFG-48", "is not empty and holds no run", place=str(directory), fix="Choose another output directory"
+        )
+    if not (resume or restart):
+        raise ConfigError(
+            "E-CFG-48", "holds a run already", place=str(directory),
+            fix="Go on with --resume, begin again with --restart, or choose another output directory",
+        )  # fmt: skip
+    return False
+
+
+def _clear(directory: Path) -> None:
+    """Delete what a run wrote, and nothing else."""
+    for name in ("checkpoints", "adapter"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "report.html"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _with_output_dir(config: RunConfig, directory: Path) -> RunConfig:
+    settings = config.training_config.model_copy(update={"output_dir": str(directory)})
+    return config.model_copy(update={"training_config": settings})
+
+
+# What may change between the parts of a resumed run without changing what is learned.
+_FREE_KEYS = {"output_dir", "logging_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
+              "per_device_eval_batch_size"}  # fmt: skip
+
+
+def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str, str]:
+    """Name everything that must stay the same for a resumed run to end as if it had never stopped."""
+    digest = hashlib.sha256()
+    for example in data.train:
+        digest.update(repr((example.input_ids, example.spans)).encode())
+    identity = {"data": digest.hexdigest(), "base model": base_hash}
+    for section in ("training_config", "peft_config"):
+        for key, value in getattr(config, section).model_dump(mode="json").items():
+            if key not in _FREE_KEYS:
+                identity[f"{section}.{key}"] = json.dumps(value, sort_keys=True)
+    return identity
+
+
+def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
+    """Say in one line what is about to happen."""
+    weight = trainer.model.lm_head.weight
+    trainable = sum(param.numel() for param in trainer.named_params.values())
+    total = sum(param.numel() for param in trainer.model.parameters())
+    where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    tokens = sum(len(example.input_ids) for example in data.train)
+    learned = sum(example.num_supervised_tokens for example in data.train)
+    return (
+        f"{config.model}: {trainable:,} of {total:,} parameters train, in {str(weight.dtype).removeprefix('torch.')} "
+        f"on {where}. {len(data.train):,} conversations with {tokens:,} tokens, {learned:,} of them learned; "
+        f"{len(data.held_out):,} held out. {trainer.total_steps:,} steps."
+    )

@@ -6,6 +6,7 @@ Unknown keys stop with the nearest known name; nothing is ever dropped in silenc
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,6 +255,43 @@ def with_overrides(values: dict[str, Any], assignments: list[str]) -> dict[str, 
             raise ConfigError("E-CFG-104", f'"{sections[0]}" has no keys', place="--set")
         section[key] = _parse_yaml(text, f"--set {path}", object) if text else None
     return result
+
+
+def pairs(flag: str, assignments: Sequence[str] | None) -> dict[str, str]:
+    """Read `a=b` flags into a dictionary."""
+    found = {}
+    for assignment in assignments or []:
+        left, equals, right = assignment.partition("=")
+        if not (left and equals and right):
+            raise ConfigError("E-CFG-105", f'"{assignment}" is not NAME=NAME', place=flag)
+        found[left] = right
+    return found
+
+
+def resolve_config(
+    *,
+    file: Path | None = None,
+    model: str | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """Put a configuration together: the file, then MODEL and flags over it, then `--set` assignments over those."""
+    values: dict[str, Any] = load_yaml(file) if file else {}
+    if isinstance(values.get("data"), str | list):
+        values["data"] = {"train": values["data"]}
+    if model is not None:
+        values["model"] = model
+    for section, entries in (flags or {}).items():
+        given = {key: value for key, value in entries.items() if value not in (None, {})}
+        if given:
+            values[section] = {**(values.get(section) or {}), **given}
+    values = with_overrides(values, list(assignments))
+    for key, name in (("model", "MODEL"), ("data", "DATA")):
+        if key not in values:
+            raise ConfigError(
+                "E-CFG-106", f"no {name} given", fix="Write for example: lorakeet train phi3-mini chats.jsonl"
+            )
+    return RunConfig(**values)
 
 
 def dump_yaml(config: RunConfig) -> str:

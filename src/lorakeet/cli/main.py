@@ -1,0 +1,58 @@
+"""The `lorakeet` command: finds the subcommand, and turns every ending into its exit status.
+
+0 done; 1 a defect of ours, with its traceback; 2 something the user can fix, in one line; 130 interrupted.
+"""
+
+import sys
+import traceback
+
+import typer
+
+from lorakeet.cli import chat, check, demo, evaluate, merge, train
+from lorakeet.errors import LorakeetError
+
+try:
+    from typer.exceptions import ClickException
+except ImportError:  # typer before 0.29 raised click's own
+    from click import ClickException
+
+app = typer.Typer(
+    name="lorakeet",
+    help="Fine-tune Phi-3-family chat models with LoRA, and know that it is right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for module in (train, check, evaluate, chat, merge, demo):
+    app.command(module.__name__.rsplit(".", 1)[1])(module.command)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status."""
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LorakeetError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except typer.Exit as ending:
+        return ending.exit_code
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        sys.stderr.close()
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("This is a defect of lorakeet. Please report it with the lines above.", file=sys.stderr)
+        return 1

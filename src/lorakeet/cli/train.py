@@ -1,0 +1,75 @@
+"""`lorakeet train`: check, train, save."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory; a new one by default.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file, such as an earlier RUN/config.yaml.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest valid checkpoint.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin a run directory again from step 0.")] = False,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    r: Annotated[int | None, typer.Option(help="Rank of the adapters.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest conversation, in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.")] = None,
+    eval_data: Annotated[list[str] | None, typer.Option(help="Held-out data; else a part of DATA is held out.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")
+    ] = None,
+    roles: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")] = None,
+    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, or text.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")] = None,
+    truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Fine-tune MODEL on DATA with LoRA.
+
+    Example: lorakeet train phi3-mini chats.jsonl --epochs 2 --lr 1e-4
+    """
+    from lorakeet import api
+    from lorakeet.config import pairs, resolve_config
+
+    flags: dict[str, dict[str, Any]] = {
+        "training_config": {
+            "output_dir": str(output) if output else None,
+            "num_train_epochs": epochs,
+            "max_steps": max_steps,
+            "learning_rate": lr,
+            "per_device_train_batch_size": batch_size,
+            "max_length": max_length,
+            "seed": seed,
+        },
+        "peft_config": {"r": r},
+        "data": {
+            "train": data or None,
+            "eval": eval_data or None,
+            "format": format_,
+            "columns": pairs("--columns", columns),
+            "roles": pairs("--roles", roles),
+            "template": template,
+            "learn": learn,
+            "system": system,
+            "truncation": truncation,
+        },
+    }
+    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
+    run = api.train(config=resolved, resume=resume, restart=restart)
+    if as_json:
+        print(json.dumps(run.summary))
+    else:
+        print(f"Adapter: {run.adapter_directory}")
+        print(f"Talk to it: lorakeet chat {run.directory}")
