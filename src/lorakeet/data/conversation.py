@@ -1,6 +1,9 @@
-"""The one internal form of a training row: who said what, and what is to be learned from it."""
+"""The one internal form of a training row: who said what, and what is to be learned from it.
 
-from dataclasses import dataclass, field
+data in: nothing → out: three small frozen nouns, Message, Conversation, Example. No reading, no encoding.
+"""
+
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -16,7 +19,7 @@ class Message:
     train: bool | None = None
     """True or False where the row says so itself; None leaves it to the run's `learn` option."""
     tool_calls: tuple[dict[str, Any], ...] = ()
-    """The assistant's calls as parsed JSON, in the order given."""
+    """The assistant's calls as parsed JSON, `{"name": ..., "arguments": ...}`, in the order given."""
     name: str | None = None
 
 
@@ -29,6 +32,8 @@ class Conversation:
     """Where it came from, for error messages: `train.jsonl:17`."""
     tools: tuple[dict[str, Any], ...] = field(default=())
     """Tool definitions that the row carries, as parsed JSON."""
+    text: str | None = None
+    """A row of plain text, learned whole and without a template; `messages` is then empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,8 @@ class Example:
     """A conversation as the model sees it: token ids and the spans that are learned.
 
     `spans` are half-open (start, end) index pairs into `input_ids`, in order, not touching each other's tokens:
-    the token at every index inside a span is a training target, predicted from the tokens before it.
+    the token at every index inside a span is a training target, predicted from the tokens before it. No span
+    starts at 0, since nothing predicts the first token.
     """
 
     input_ids: list[int]
@@ -47,3 +53,15 @@ class Example:
     def num_supervised_tokens(self) -> int:
         """Number of tokens that are training targets."""
         return sum(end - start for start, end in self.spans)
+
+
+def with_system_prompt(conversation: Conversation, text: str, *, replace_existing: bool = False) -> Conversation:
+    """Open the conversation with a system prompt; one that is there already stays unless it is to be replaced."""
+    if conversation.text is not None:
+        return conversation
+    messages = conversation.messages
+    has_one = bool(messages) and messages[0].role == "system"
+    if has_one and not replace_existing:
+        return conversation
+    rest = messages[1:] if has_one else messages
+    return replace(conversation, messages=(Message("system", text), *rest))

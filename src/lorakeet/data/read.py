@@ -1,0 +1,405 @@
+"""Files become rows, rows become Conversations, one at a time: memory stays flat however large a file is.
+
+data in: a path, a directory, a hub id, or several of them with weights → out: Conversations, each with its place.
+Every error names the file and the line. No template, no tokens.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from lorakeet.data import strict_json
+from lorakeet.data.conversation import Conversation
+from lorakeet.data.formats import Notes, RowReader, check_options, detect
+from lorakeet.errors import DataError, MissingExtraError
+
+MAX_ROW_BYTES = 16 * 1024 * 1024
+_BOM = codecs.BOM_UTF8
+
+Row = tuple[str, Any]
+Source = str | os.PathLike[str]
+
+
+def read_conversations(
+    source: Source | Sequence[Source] | Mapping[str, float],
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    notes: Notes | None = None,
+) -> Iterator[Conversation]:
+    """Read every row of the given files, directories or hub datasets.
+
+    A mapping gives each source a weight: 2 reads every row twice, 0.5 every second row. `format` names the rows'
+    shape instead of the keys of each file's first row; `columns` maps our keys to theirs, `roles` theirs to ours.
+
+    Raises DataError at the first row that is wrong, and where there is no row at all.
+    """
+    check_options(format, roles)
+    notes = notes if notes is not None else Notes()
+    weights = _weights(source)
+    count = 0
+    for name, weight in weights.items():
+        for file in _files(name):
+            reader: RowReader | None = None
+            for index, (place, row) in enumerate(_rows(file, notes)):
+                if reader is None:
+                    reader = RowReader(format or detect(row, place, columns), columns or {}, roles or {}, notes)
+                    notes.formats[str(file)] = reader.format
+                conversation = reader.read(row, place)
+                # Row i of weight w is read floor(w*(i+1)) - floor(w*i) times: exact, and needs no second pass.
+                for _ in range(int(weight * (index + 1)) - int(weight * index)):
+                    count += 1
+                    yield conversation
+    if not count:
+        raise DataError("E-DATA-4", "0 conversations", place=", ".join(weights), fix="Name a file that holds rows")
+
+
+def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[str, float]:
+    """Give every source its weight."""
+    if isinstance(source, Mapping):
+        weights = {str(name): float(weight) for name, weight in source.items()}
+    elif isinstance(source, str | os.PathLike):
+        weights = {os.fspath(source): 1.0}
+    else:
+        weights = {os.fspath(name): 1.0 for name in source}
+    for name, weight in weights.items():
+        if not 0 < weight <= 1000:
+            raise DataError(
+                "E-DATA-116", f"weight {weight:g} is not in (0, 1000]", place=name, fix="Correct the weight"
+            )
+    return weights
+
+
+def _files(name: str) -> list[Path | str]:
+    """Resolve a source into the data files it stands for; a hub id stays a string."""
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if _suffix(p) and not p.name.startswith(".") and not p.is_dir())
+        if not found:
+            raise DataError(
+                "E-DATA-2", "is a directory without data files; expected file", place=name, fix=f"Known types: {_TYPES}"
+            )
+        return list(found)
+    if os.path.lexists(name):
+        return [path]
+    if _is_hub_id(name):
+        return [name]
+    raise DataError("E-DATA-1", "not found", place=name, fix="Correct the path")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Tell owner/name or owner/name:split from a path that does not exist."""
+    owner, slash, rest = name.partition("/")
+    plain = all(part and not part.startswith((".", "~")) for part in (owner, rest))
+    return bool(slash) and plain and "/" not in rest and "\\" not in name and not _suffix(Path(rest))
+
+
+def _rows(file: Path | str, notes: Notes) -> Iterator[Row]:
+    """Read the rows of one file by the kind its name tells."""
+    if isinstance(file, str):
+        return _hub_rows(file)
+    if not stat.S_ISREG(file.stat().st_mode) if file.exists() else True:
+        raise DataError("E-DATA-3", "not a regular file", place=str(file), fix="Save the rows into a file")
+    suffix = _suffix(file)
+    if suffix is None:
+        raise DataError(
+            "E-DATA-104", f'unknown file type "{file.suffix}"', place=str(file), fix=f"Known types: {_TYPES}"
+        )
+    return _guarded(_READERS[suffix], file, notes)
+
+
+def _suffix(path: Path) -> str | None:
+    """Return the data type that the name tells, looking through a final .gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
+
+
+def _guarded(read: Callable[[IO[bytes], str, Notes], Iterator[Row]], file: Path, notes: Notes) -> Iterator[Row]:
+    """Open a file, unpack it on the way where its name ends in .gz, and give reading errors their place."""
+    place = str(file)
+    try:
+        with open(file, "rb") as raw:
+            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if file.suffix.lower() == ".gz" else raw
+            try:
+                yield from read(stream, place, notes)
+            except EOFError:
+                raise DataError(
+                    "E-DATA-5", f"gzip data ends early, at byte {raw.tell()}", place=place, fix="Copy the file again"
+                ) from None
+            except (zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(
+                    "E-DATA-103", f"is not valid gzip near byte {raw.tell()}: {error}", place=place, fix="Copy it again"
+                ) from None
+    except OSError as error:
+        raise DataError(
+            "E-DATA-117", f"cannot be read: {error.strerror or error}", place=place, fix="Check the file's permissions"
+        ) from None
+
+
+def _decode(data: bytes, offset: int, place: str) -> str:
+    """Decode UTF-8; `offset` is where `data` stands in the file."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "E-DATA-6", f"not UTF-8 at byte {offset + error.start}", place=place, fix="Save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise DataError("E-DATA-8", "binary: the line holds a NUL byte", place=place, fix="Save the rows as text")
+    return text
+
+
+def _too_large(place: str) -> DataError:
+    return DataError("E-DATA-17", "row exceeds 16 MiB", place=place, fix="Split the row")
+
+
+def _jsonl_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
+    """Read one JSON value a line; a file that is one array after all is read as such."""
+    offset = 0
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        here = f"{place}:{number}"
+        if len(line) > MAX_ROW_BYTES:
+            raise _too_large(here)
+        if number == 1:
+            if line.startswith(_BOM):
+                notes.add(f"byte-order mark accepted: {place}")
+                line, offset = line[len(_BOM) :], len(_BOM)
+            if line.lstrip()[:1] == b"[":
+                notes.add(f"JSON array in a .jsonl file accepted: {place}")
+                yield from _array_rows(stream, line, offset, place)
+                return
+        text = _decode(line, offset, here)
+        offset += len(line)
+        if text.strip():
+            yield here, strict_json.loads(text.rstrip("\r\n"), here)
+
+
+def _json_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
+    """Read an array of rows, or rows one after the other, without ever holding more than one."""
+    start = stream.read(len(_BOM))
+    offset = 0
+    if start == _BOM:
+        notes.add(f"byte-order mark accepted: {place}")
+        start, offset = b"", len(_BOM)
+    return _array_rows(stream, start, offset, place)
+
+
+class _Window:
+    """A stretch of a text stream that grows and moves on, and knows its line."""
+
+    def __init__(self, stream: IO[bytes], start: bytes, offset: int, place: str) -> None:
+        self.stream, self.place = stream, place
+        self.text, self.at, self.line = "", 0, 1
+        self.offset, self.pending = offset, start
+        self.ended = False
+
+    @property
+    def here(self) -> str:
+        return f"{self.place}:{self.line}"
+
+    def grow(self, size: int) -> bool:
+        """Read on; False where the stream has ended."""
+        if self.ended:
+            return False
+        new = self.stream.read(size)
+        self.ended = not new
+        data = self.pending + new
+        # A character cut by the border of two reads waits for its rest.
+        cut = 0 if self.ended else _cut_character(data)
+        self.pending = data[len(data) - cut :]
+        data = data[: len(data) - cut]
+        self.text = self.text[self.at :] + _decode(data, self.offset, self.here)
+        self.at = 0
+        self.offset += len(data)
+        return True
+
+    def skip(self, chars: str) -> str:
+        """Move over any of `chars`; return the character after them, or "" at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in chars:
+                self.line += self.text[self.at] == "\n"
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.grow(1 << 16):
+                return ""
+
+    def value(self) -> Any:
+        """Parse the JSON value that begins here, reading on until it is complete."""
+        size = 1 << 16
+        while True:
+            try:
+                value, end = strict_json.raw_decode(self.text, self.at, self.here)
+            except strict_json.JsonEndsEarly:
+                if len(self.text) - self.at > MAX_ROW_BYTES:
+                    raise _too_large(self.here) from None
+                if not self.grow(size):
+                    raise strict_json.ends_early(self.here) from None
+                size *= 2
+                continue
+            self.line += self.text.count("\n", self.at, end)
+            self.at = end
+            return value
+
+
+def _cut_character(data: bytes) -> int:
+    """Count the bytes at the end that begin a UTF-8 character without finishing it."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:
+            return back if back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else 0
+        if byte < 0x80:
+            return 0
+    return 0
+
+
+def _array_rows(stream: IO[bytes], start: bytes, offset: int, place: str) -> Iterator[Row]:
+    """Read the elements of one array, or values that merely follow each other."""
+    window = _Window(stream, start, offset, place)
+    space = " \t\r\n"
+    is_array = window.skip(space) == "["
+    if is_array:
+        window.at += 1
+        if window.skip(space) == "]":
+            return
+    while True:
+        char = window.skip(space)
+        if not char:
+            if is_array:
+                raise strict_json.ends_early(window.here)
+            return
+        here = window.here
+        value = window.value()
+        yield here, value
+        if is_array:
+            char = window.skip(space)
+            if char == "]":
+                break
+            if char != ",":
+                if not char:
+                    raise strict_json.ends_early(window.here)
+                raise DataError(
+                    "E-DATA-100", "is not valid JSON: expected , or ] after a row", place=window.here, fix="Correct it"
+                )
+            window.at += 1
+    window.at += 1
+    if window.skip(space):
+        raise DataError(
+            "E-DATA-100", "is not valid JSON: something follows the array", place=window.here, fix="Remove it"
+        )
+
+
+def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
+    """Read a CSV file with a header line."""
+    lines = _csv_lines(stream, place, notes)
+    reader = csv.reader(lines, strict=True)
+    csv.field_size_limit(MAX_ROW_BYTES)
+    number = 1
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise DataError(
+                "E-DATA-12", f'column "{twice[0]}" is repeated', place=f"{place}:1", fix="Rename one of them"
+            )
+        number = reader.line_num + 1
+        for fields in reader:
+            here = f"{place}:{number}"
+            number = reader.line_num + 1
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    "E-DATA-101",
+                    f"has {len(fields)} fields; the header has {len(header)}",
+                    place=here,
+                    fix="Quote fields that hold commas or line breaks",
+                )
+            yield here, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        code, text = ("E-DATA-9", "CSV ends early") if "unexpected end" in str(error) else ("E-DATA-101", str(error))
+        raise DataError(code, text, place=f"{place}:{number}", fix="Correct the row") from None
+
+
+def _csv_lines(stream: IO[bytes], place: str, notes: Notes) -> Iterator[str]:
+    offset = 0
+    for number in range(1, 1 << 62):
+        line = stream.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_ROW_BYTES:
+            raise _too_large(f"{place}:{number}")
+        if number == 1 and line.startswith(_BOM):
+            notes.add(f"byte-order mark accepted: {place}")
+            line, offset = line[len(_BOM) :], len(_BOM)
+        text = _decode(line, offset, f"{place}:{number}")
+        offset += len(line)
+        yield text
+
+
+def _parquet_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
+    """Read a Parquet file batch by batch."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError.of("pyarrow", "dev", "reading Parquet files") from None
+    if isinstance(stream, gzip.GzipFile):
+        # Parquet is read from its end, which a gzip stream cannot offer.
+        stream = io.BytesIO(stream.read())
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{place}:{number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        raise DataError(
+            "E-DATA-102", f"is not valid Parquet: {reason}", place=f"{place}:{number + 1}", fix="Write the file again"
+        ) from None
+
+
+def _hub_rows(name: str) -> Iterator[Row]:
+    """Stream a dataset of the Hugging Face hub; the only place that uses the network, and only for a named id."""
+    import datasets
+
+    repo, _, split = name.partition(":")
+    split = split or "train"
+    try:
+        rows: Iterable[Any] = datasets.load_dataset(repo, split=split, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{name}:{number}", row
+    except Exception as error:  # the hub's client raises many kinds; each means the same to the user
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            "E-DATA-105",
+            f"no such file, and the hub dataset cannot be read ({type(error).__name__}: {reason})",
+            place=name,
+            fix="Correct the path or the id; a split is named as owner/name:split",
+        ) from None
+
+
+_READERS: dict[str, Callable[[IO[bytes], str, Notes], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+_TYPES = ", ".join(_READERS) + ", and .gz of them"
