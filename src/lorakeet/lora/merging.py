@@ -1,0 +1,178 @@
+"""What every LoRA layer shares: the hyperparameters, and adding the update to the weight and taking it away again.
+
+data in: a frozen weight, lora_A, lora_B → out: the same weight, `W` or `W + scaling * B @ A`. It does not know how a
+layer shapes its update; each layer says that in `delta_weight`.
+
+loralib adds the update when merging and subtracts it when unmerging; in floating point the two do not cancel, and a
+subtraction after the adapter has changed takes away what was never added. Here merging puts the original weight
+aside and unmerging brings that very tensor back, so any number of cycles returns the original bits, and
+`state_dict()` always holds the original weight, merged or not: what is saved can be loaded in any state.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class LoRALayer:
+    """Hold the hyperparameters of a LoRA layer; loralib's mix-in, with its signature.
+
+    The trained update of a weight `W` is `scaling * B @ A`, with `scaling = lora_alpha / r`. `lora_alpha` is only a
+    constant factor: it makes one learning rate usable for several ranks. `r = 0` is the plain layer.
+    Source: Hu et al. 2021, arXiv:2106.09685.
+    """
+
+    def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
+        self.r = r
+        self.lora_alpha = lora_alpha
+        # Always a module: loralib's lambda for 0 cannot be pickled.
+        self.lora_dropout: nn.Module = nn.Dropout(p=lora_dropout) if lora_dropout > 0.0 else nn.Identity()
+        self.merged = False
+        self.merge_weights = merge_weights
+
+
+class MergeableLayer(LoRALayer, nn.Module):
+    """Merge and unmerge the update of one weight, and keep saved and loaded states right in both conditions."""
+
+    scaling: float
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    # Class-wide defaults, since torch's constructors call reset_parameters before there is anything of LoRA.
+    r = 0
+    merged = False
+    merge_weights = False
+    _unmerged_weight: Tensor | None = None
+    _replaced: tuple[nn.Module, ...] = ()
+
+    def _setup_lora(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
+        """Set what LoRALayer holds, and watch saving and loading. Call it after the base class's constructor."""
+        LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
+        self._merge_after_load = False
+        self.register_state_dict_post_hook(_save_unmerged_weight)
+        self.register_load_state_dict_post_hook(_merge_again)
+
+    @property
+    def _weight_owner(self) -> nn.Module:
+        """The module whose `weight` the update belongs to."""
+        return self
+
+    _weight_key = "weight"
+
+    @abstractmethod
+    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Compute the update `scaling * B @ A` in the shape of the weight.
+
+        `dtype` is the type to compute in; by default that of lora_A.
+        """
+
+    @abstractmethod
+    def reset_lora_parameters(self) -> None:
+        """Draw lora_A and lora_B afresh, so that the update is zero."""
+
+    def merge(self) -> None:
+        """Add the update to the weight, once; the original weight is put aside."""
+        if self.merged:
+            return
+        if self.r > 0:
+            weight = self._weight_owner.get_parameter("weight")
+            with torch.no_grad():
+                # Half-precision weights get the float32 update and are rounded once.
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                merged = (self._mergeable_weight(weight).to(wide) + self.delta_weight(wide)).to(weight.dtype)
+            self._unmerged_weight = weight.data
+            weight.data = merged
+        self.merged = True
+
+    def unmerge(self) -> None:
+        """Bring back the weight as it was before `merge`, to the bit."""
+        if self._unmerged_weight is not None:
+            self._weight_owner.get_parameter("weight").data = self._unmerged_weight
+            self._unmerged_weight = None
+        self.merged = False
+
+    def forget_unmerged(self) -> None:
+        """Make the merged weight the weight for good."""
+        self._unmerged_weight = None
+
+    def adopt(self, module: nn.Module, scaling: float) -> None:
+        """Take over the parameters, hooks and mode of an existing layer, and draw a float32 A and B beside them.
+
+        `module` is kept without its parameters, so that `release` can give the very object back.
+        """
+        for name, parameter in module._parameters.items():
+            self._parameters[name] = parameter
+            module._parameters[name] = None
+        for name in _HOOKS:
+            getattr(self, name).update(getattr(module, name))
+        self._replaced = (module,)
+        # Adapters are float32 whatever the base is: the small updates of training would round away in bfloat16.
+        self._new_lora_parameters(torch.float32, self._weight_owner.get_parameter("weight").device)
+        self.scaling = scaling
+        nn.Module.train(self, module.training)
+
+    def release(self) -> nn.Module:
+        """Give back the layer that was adopted, with the parameters as they are now and without LoRA."""
+        (module,) = self._replaced
+        for name in module._parameters:
+            module._parameters[name] = self._parameters[name]
+        return module.train(self.training)
+
+    def _new_lora_parameters(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Put fresh A and B of the same shapes, in `dtype` on `device`."""
+        self.lora_A = nn.Parameter(torch.empty(self.lora_A.shape, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.empty(self.lora_B.shape, dtype=dtype, device=device))
+        self.reset_lora_parameters()
+
+    def _mergeable_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight that the update is added to."""
+        return weight
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; with `merge_weights`, loralib's flow: eval() merges, train() unmerges."""
+        super().train(mode)
+        if self.merge_weights:
+            self.unmerge() if mode else self.merge()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast the weight that was put aside along with the rest."""
+        super()._apply(fn, recurse)
+        if self._unmerged_weight is not None:
+            with torch.no_grad():
+                self._unmerged_weight = fn(self._unmerged_weight)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load into the unmerged layer; `_merge_again` restores the condition once the children have loaded too."""
+        self._merge_after_load = self.merged
+        self.unmerge()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def _merge_again(module: nn.Module, _incompatible_keys: Any) -> None:
+    """Merge a layer that was merged before its state was loaded, now with what was loaded."""
+    assert isinstance(module, MergeableLayer)
+    if module._merge_after_load:
+        module._merge_after_load = False
+        module.merge()
+
+
+def _save_unmerged_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Put the original weight into a state taken while merged, so that loading it never merges twice."""
+    assert isinstance(module, MergeableLayer)
+    key = prefix + module._weight_key
+    if module._unmerged_weight is not None and key in state_dict:
+        state_dict[key] = module._unmerged_weight
