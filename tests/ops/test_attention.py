@@ -1,5 +1,7 @@
 """Attention over packed documents, held against one plain mask over the whole stream."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -28,14 +30,16 @@ def outputs_and_grads(function, qkv, cu_seqlens, window):
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (8, 1)], ids=["grouped", "one-to-one", "multi-query"])
 @pytest.mark.parametrize("lengths", [[5, 1, 9], [40], [16, 17, 15, 33]])
 @pytest.mark.parametrize("window", [NO_WINDOW, 7, 1])
-@pytest.mark.parametrize("query_block", [512, 16], ids=["kept", "recomputed"])
-def test_attention_matches_reference(monkeypatch, heads, lengths, window, query_block):
+@pytest.mark.parametrize("query_block", [512, 16], ids=["one block", "blocks"])
+@pytest.mark.parametrize("keep", [False, True], ids=["recomputed", "kept"])
+def test_attention_matches_reference(monkeypatch, heads, lengths, window, query_block, keep):
     monkeypatch.setattr(module, "QUERY_BLOCK", query_block)
     if query_block == 16:
         assert any(len(module._blocks(0, n, window)) > 1 for n in lengths) or max(lengths) <= 16
     qkv = random_qkv(sum(lengths), heads=heads[0], kv_heads=heads[1])
-    ours = outputs_and_grads(attention, qkv, boundaries(lengths), window)
     truth = outputs_and_grads(attention_reference, qkv, boundaries(lengths), window)
+    num_kept = module.num_probabilities(boundaries(lengths)) if keep else 0
+    ours = outputs_and_grads(partial(attention, num_kept=num_kept), qkv, boundaries(lengths), window)
     for mine, theirs in zip(ours, truth, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
@@ -71,9 +75,8 @@ def test_perturbing_one_document_leaves_its_neighbours_bit_equal(monkeypatch, qu
 
 def test_memory_kept_for_a_long_document_is_linear(monkeypatch):
     monkeypatch.setattr(module, "QUERY_BLOCK", 16)
-    q, k, v = (x.detach().transpose(0, 1).contiguous() for x in random_qkv(64))
-    assert module.attention_cpu(q, k, v, boundaries([64]), NO_WINDOW)[1].numel() == 0
-    assert module.attention_cpu(q, k, v, boundaries([16] * 4), NO_WINDOW)[1].numel() == 4 * H * 16 * 16
+    assert module.num_probabilities(boundaries([64])) == 0
+    assert module.num_probabilities(boundaries([16] * 4)) == 4 * 16 * 16
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorakeet.models.config import Phi3Config
-from lorakeet.ops.attention import NO_WINDOW, attention
+from lorakeet.ops.attention import NO_WINDOW, attention, num_probabilities
 from lorakeet.ops.compiling import can_compile
 from lorakeet.ops.rope import rope_tables, rotate
 
@@ -64,6 +64,7 @@ class Phi3Attention(nn.Module):
         cos_TR: torch.Tensor,
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
+        num_kept: int,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Mix the tokens of each document; returns (T, H * E), which `o_proj` is still to be applied to."""
@@ -73,7 +74,7 @@ class Phi3Attention(nn.Module):
         v_TKE = qkv[:, H + K :]
         if cache is not None:
             return cache.attend(self.layer_idx, q_THE, k_TKE, v_TKE, cu_seqlens)
-        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window)
+        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, num_kept)
 
 
 class Phi3MLP(nn.Module):
@@ -105,11 +106,12 @@ class Phi3DecoderLayer(nn.Module):
         cos_TR: torch.Tensor,
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
+        num_kept: int = 0,
         rows_S: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Apply the layer; with `rows_S`, go on after attention with those rows alone and return only them."""
-        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, cache)
+        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, num_kept, cache)
         if rows_S is not None:
             x_TD, mixed = x_TD.index_select(0, rows_S), mixed.index_select(0, rows_S)
         x_TD = x_TD + self.self_attn.o_proj(mixed)
@@ -154,9 +156,10 @@ class Phi3ForCausalLM(nn.Module):
         """
         x_TD = self.model.embed_tokens(input_ids_T)
         cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
+        num_kept = num_probabilities(cu_seqlens) if torch.is_grad_enabled() else 0
         last = len(self.model.layers) - 1
         for i, layer in enumerate(self.model.layers):
-            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, rows_S if i == last else None, cache)
+            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, num_kept, rows_S if i == last else None, cache)
         return self.model.norm(x_TD)
 
     def compile_layers(self) -> None:

@@ -26,20 +26,36 @@ NO_WINDOW = 1 << 30
 
 
 def attention(
-    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int = NO_WINDOW
+    q_THE: torch.Tensor,
+    k_TKE: torch.Tensor,
+    v_TKE: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    window: int = NO_WINDOW,
+    num_kept: int = 0,
 ) -> torch.Tensor:
     """Attend within documents, causally; scores are scaled by 1/sqrt(E).
 
     Args:
         cu_seqlens: where documents begin and end, (num_documents + 1,), from 0 to T, on the CPU for CPU tensors.
         window: how many tokens a token sees, itself included.
+        num_kept: what `num_probabilities` says, to keep those for the backward pass, or 0 to compute them twice.
     Returns: (T, H * E) in the dtype of `q_THE`.
     """
     if q_THE.device.type == "cuda":
         return _attention_cuda(q_THE, k_TKE, v_TKE, cu_seqlens, window)
     # Head-major, so that every head of a document is one matrix. Compiled code writes it this way at once.
     heads_first = [x.transpose(0, 1).contiguous() for x in (q_THE, k_TKE, v_TKE)]
-    return attention_cpu(*heads_first, cu_seqlens, window)[0]
+    return attention_cpu(*heads_first, cu_seqlens, window, num_kept)[0]
+
+
+def num_probabilities(cu_seqlens: torch.Tensor) -> int:
+    """Count, for one head, the probabilities of the documents that are short enough to keep them.
+
+    It is a number of its own because compiled code must know the size of what it keeps before it runs.
+    """
+    if cu_seqlens.device.type != "cpu":
+        return 0
+    return sum((end - start) ** 2 for start, end in _documents(cu_seqlens) if end - start <= QUERY_BLOCK)
 
 
 def attention_reference(
@@ -102,20 +118,19 @@ def _probabilities(q_HTE: torch.Tensor, k_KTE: torch.Tensor, block: tuple[int, i
 
 @torch.library.custom_op("lorakeet::attention_cpu", mutates_args=())
 def attention_cpu(
-    q_HTE: torch.Tensor, k_KTE: torch.Tensor, v_KTE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
+    q_HTE: torch.Tensor, k_KTE: torch.Tensor, v_KTE: torch.Tensor, cu_seqlens: torch.Tensor, window: int, num_kept: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend document by document; also return the probabilities of short documents, laid end to end."""
+    """Attend document by document; also return the kept probabilities of short documents, laid end to end."""
     H, T, E = q_HTE.shape
     K = k_KTE.shape[0]
-    documents = _documents(cu_seqlens)
     out_THE = q_HTE.new_empty(T, H, E)
-    kept = q_HTE.new_empty(sum((end - start) ** 2 for start, end in documents if end - start <= QUERY_BLOCK) * H)
+    kept = q_HTE.new_empty(num_kept * H)
     used = 0
-    for start, end in documents:
+    for start, end in _documents(cu_seqlens):
         for block in _blocks(start, end, window):
             first_query, block_end, first_key = block
             probs = _probabilities(q_HTE, k_KTE, block, window)
-            if end - start <= QUERY_BLOCK:
+            if num_kept and end - start <= QUERY_BLOCK:
                 kept[used : used + probs.numel()].view_as(probs).copy_(probs)
                 used += probs.numel()
             n = block_end - first_query
@@ -126,10 +141,10 @@ def attention_cpu(
 
 @attention_cpu.register_fake
 def _(
-    q_HTE: torch.Tensor, k_KTE: torch.Tensor, v_KTE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
+    q_HTE: torch.Tensor, k_KTE: torch.Tensor, v_KTE: torch.Tensor, cu_seqlens: torch.Tensor, window: int, num_kept: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kept_size = torch.library.get_ctx().new_dynamic_size()
-    return q_HTE.new_empty(q_HTE.shape[1], q_HTE.shape[0] * q_HTE.shape[2]), q_HTE.new_empty(kept_size)
+    H, T, E = q_HTE.shape
+    return q_HTE.new_empty(T, H * E), q_HTE.new_empty(num_kept * H)
 
 
 @torch.library.custom_op("lorakeet::attention_cpu_backward", mutates_args=())
@@ -149,14 +164,14 @@ def attention_cpu_backward(
     dq, dk, dv = torch.empty_like(q_HTE), torch.empty_like(k_KTE), torch.empty_like(v_KTE)
     used = 0
     for start, end in _documents(cu_seqlens):
-        short = end - start <= QUERY_BLOCK
-        if not short:  # several blocks add into the same keys
+        is_one_block = end - start <= QUERY_BLOCK
+        if not is_one_block:  # several blocks add into the same keys
             dk[:, start:end] = 0
             dv[:, start:end] = 0
         for block in _blocks(start, end, window):
             first_query, block_end, first_key = block
             n, m = block_end - first_query, block_end - first_key
-            if short:
+            if is_one_block and kept.numel():
                 probs = kept[used : used + H * n * m].view(H, n, m)
                 used += H * n * m
             else:
@@ -168,7 +183,7 @@ def attention_cpu_backward(
             dq[:, first_query:block_end] = torch.bmm(dscores, k_KTE[:, keys]).view(H, n, E)
             dv_block = torch.bmm(probs.view(K, -1, m).transpose(1, 2), g)
             dk_block = torch.bmm(dscores.transpose(1, 2), q_HTE[:, first_query:block_end].reshape(K, -1, E))
-            if short:
+            if is_one_block:
                 dk[:, keys], dv[:, keys] = dk_block, dv_block
             else:
                 dk[:, keys] += dk_block
@@ -190,7 +205,7 @@ def _(
 
 
 def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    q_HTE, k_KTE, v_KTE, cu_seqlens, window = inputs
+    q_HTE, k_KTE, v_KTE, cu_seqlens, window, _ = inputs
     ctx.save_for_backward(q_HTE, k_KTE, v_KTE, cu_seqlens, output[1])
     ctx.window = window  # type: ignore[attr-defined]
 
@@ -198,7 +213,7 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor, _: torch.Tensor) -> tuple:
     # Detached: the kept probabilities came out of the forward pass, but no gradient goes through them.
     saved = [tensor.detach() for tensor in ctx.saved_tensors]  # type: ignore[attr-defined]
-    return *attention_cpu_backward(grad.contiguous(), *saved, ctx.window), None, None  # type: ignore[attr-defined]
+    return *attention_cpu_backward(grad.contiguous(), *saved, ctx.window), None, None, None  # type: ignore[attr-defined]
 
 
 attention_cpu.register_autograd(_backward, setup_context=_save_for_backward)
