@@ -48,6 +48,8 @@ class Example:
     input_ids: list[int]
     spans: tuple[tuple[int, int], ...]
     place: str = ""
+    num_cut: int = 0
+    """Tokens that truncation took away at the left."""
 
     @property
     def num_supervised_tokens(self) -> int:

@@ -117,7 +117,7 @@ def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos
     kept = tuple((a - shift, b - shift) for a, b in spans if a >= cut and a - shift > 0)
     if spans and not kept:
         return None
-    return replace(example, input_ids=head + ids[cut:end], spans=kept)
+    return replace(example, input_ids=head + ids[cut:end], spans=kept, num_cut=shift)
 
 
 def too_long(example: Example, max_length: int) -> DataError:

@@ -35,7 +35,9 @@ class Piece:
 class Template(Protocol):
     """What encode.py needs of a template."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the template is called in messages and options."""
 
     @property
     def fingerprint(self) -> str:
@@ -97,7 +99,7 @@ class Layout:
                     "E-DATA-120",
                     f'the template {self.name} drops messages of role "{message.role}"',
                     place=f"{conversation.place} messages[{turn}]".strip(),
-                    fix=f"Remove them, or choose a template that has the role with --template; it keeps {_list(self.roles)}",
+                    fix=f"Remove them, or name a template that has it with --template (here: {_list(self.roles)})",
                 )
             if message.role == "assistant" and self.header_after_user and previous != "user":
                 raise DataError(

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 
 Place = Literal["start", "middle", "continuation"]
 
-# Tokens that end a turn in one known template or another; they stop generation where the directory's template uses them.
+# Tokens that end a turn in one known template or another; they stop generation where the model's template uses them.
 _END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|eot|>", "<|end_of_text|>")
 # Unicode White_Space, which is what the tokenizers library strips; str.strip() would also take U+001C to U+001F.
-WHITESPACE = (
-    "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-)
+WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 @dataclass(frozen=True, slots=True)

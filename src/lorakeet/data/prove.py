@@ -1,0 +1,148 @@
+"""The proof that every row teaches what it should, run over every row before training.
+
+data in: Conversations and the Examples made of them → out: nothing, or a DataError naming the first row that fails.
+
+    (a) the ids before each answer are the ids that inference would send       E-DATA-130
+    (b) each supervised span decodes to exactly the answer plus its end token  E-DATA-131
+    (c) that end token is among the model's stop ids                           E-DATA-132
+    (d) one bos at most, none doubled                                          E-DATA-133
+    (e) nothing supervised was cut off unless the truncation policy says so    E-DATA-134
+    (f) no row without supervised tokens                                       E-DATA-24
+        exactly the chosen turns are learned, and no text became control       E-DATA-135, E-DATA-136
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lorakeet.data.conversation import Conversation, Example, Message
+from lorakeet.data.encode import Learn, encode_many, learned_turns
+from lorakeet.data.template import Template
+from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One assistant turn of one row, and what must hold for it."""
+
+    row: int
+    prompt: Conversation
+    message: Message
+    is_learned: bool
+
+
+def prove(
+    conversation: Conversation, example: Example, tokenizer: Tokenizer, template: Template, *, learn: Learn = "all"
+) -> None:
+    """Prove one row. Raises DataError where it fails."""
+    prove_many([conversation], [example], tokenizer, template, learn=learn)
+
+
+def prove_many(
+    conversations: Sequence[Conversation],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    learn: Learn = "all",
+) -> None:
+    """Prove many rows at once. Raises DataError naming the first row that fails."""
+    turns: list[_Turn] = []
+    for row, (conversation, example) in enumerate(zip(conversations, examples, strict=True)):
+        _prove_row(conversation, example, tokenizer, learn)
+        learned = set(learned_turns(conversation, learn))
+        for index, message in enumerate(conversation.messages):
+            if message.role == "assistant" and (learn == "text" or index in learned):
+                prompt = replace(conversation, messages=conversation.messages[:index])
+                turns.append(_Turn(row, prompt, message, learn != "text"))
+    prompts = encode_many([turn.prompt for turn in turns], tokenizer, template, add_generation_prompt=True)
+    seen = [0] * len(examples)
+    to_decode: list[tuple[_Turn, tuple[int, int]]] = []
+    for turn, prompt in zip(turns, prompts, strict=True):
+        example = examples[turn.row]
+        start = len(prompt.input_ids) - example.num_cut
+        head = _num_kept_head(example, prompt.input_ids)
+        if start <= head and example.num_cut:
+            continue  # this whole turn was truncated away, as the policy allows
+        if prompt.input_ids[head + example.num_cut :] != example.input_ids[head:start]:
+            raise _failed("130", "the ids before an answer are not what inference would send", example)
+        if turn.is_learned:
+            span = next((span for span in example.spans if span[0] == start), None)
+            if span is not None:
+                seen[turn.row] += 1
+                to_decode.append((turn, span))
+            elif not example.num_cut:
+                raise _failed("135", "an answer that should be learned is not", example)
+    if learn != "text":
+        for count, example, conversation in zip(seen, examples, conversations, strict=True):
+            if conversation.text is None and count != len(example.spans):
+                raise _failed("135", "something is learned that is no chosen answer", example)
+    _prove_answers(to_decode, examples, tokenizer, template)
+
+
+def prove_untruncated(before: Example, after: Example) -> None:
+    """Prove (e): fitting a row into max_length took no supervised token. Raises DataError where it did."""
+    if before.num_supervised_tokens != after.num_supervised_tokens:
+        raise _failed("134", "supervised tokens were cut off", before)
+
+
+def _prove_row(conversation: Conversation, example: Example, tokenizer: Tokenizer, learn: Learn) -> None:
+    """Prove (d), (f) and the shape of the spans."""
+    ids, spans = example.input_ids, example.spans
+    if not spans:
+        raise DataError("E-DATA-24", "no supervised tokens", place=example.place, fix="Remove the row")
+    border = 1
+    for start, end in spans:
+        if not border <= start < end <= len(ids):
+            raise _failed("135", f"span {start}:{end} is out of order or out of the row", example)
+        border = end
+    # ChatML names its turn opener as bos, so what counts is a doubled one, not a later one.
+    bos = tokenizer.bos_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise _failed("133", "the row opens with two bos tokens", example)
+    if conversation.text is not None and sum(i in tokenizer.control_ids for i in ids) > 2:
+        raise _failed("136", "text of the row became a control token", example)
+
+
+def _num_kept_head(example: Example, prompt_ids: Sequence[int]) -> int:
+    """Count the tokens that truncation kept at the very front: one (the bos) or none."""
+    return int(bool(example.num_cut) and example.input_ids[:1] == prompt_ids[:1])
+
+
+def _prove_answers(
+    turns: Sequence[tuple[_Turn, tuple[int, int]]],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: Template,
+) -> None:
+    """Prove (b) and (c) for all learned answers."""
+    # Decoding from the middle of a text: some decoders strip a space at the very start, so an anchor goes before.
+    anchor = tokenizer.encode_text("a", place="continuation")
+    bodies = [anchor + examples[turn.row].input_ids[start : end - 1] for turn, (start, end) in turns]
+    texts = tokenizer.decode_texts(bodies)
+    for (turn, (start, end)), text in zip(turns, texts, strict=True):
+        example = examples[turn.row]
+        last = example.input_ids[end - 1]
+        if last not in tokenizer.control_ids:
+            raise _failed("131", "an answer does not end with its end token", example)
+        if last not in tokenizer.stop_ids:
+            token = tokenizer.decode([last])
+            raise _failed("132", f'the end token "{token}" is not among the model\'s stop ids', example)
+        opened_by_control = example.input_ids[start - 1] in tokenizer.control_ids
+        text = text.removeprefix("a")
+        if opened_by_control and tokenizer.prepends_space:
+            text = text.removeprefix(" ")
+        if template.holds_answer(text, turn.message):
+            continue
+        normalized = replace(turn.message, content=tokenizer.normalize(turn.message.content))
+        if not template.holds_answer(text, normalized):
+            raise _failed("131", "the supervised tokens do not decode to the answer", example)
+
+
+def _failed(number: str, message: str, example: Example) -> DataError:
+    return DataError(
+        f"E-DATA-{number}",
+        f"proof failed: {message}",
+        place=example.place,
+        fix="Do not train on this: see it with lorakeet check, and report it if row and template are in order",
+    )
