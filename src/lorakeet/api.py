@@ -21,10 +21,11 @@ import torch
 from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
-from lorakeet.errors import CheckpointError, ConfigError, DataError
+from lorakeet.errors import CheckpointError, ConfigError
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.inject import inject
 from lorakeet.models import registry, weights
+from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
@@ -150,14 +151,12 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
     model = loaded.model
     data = prepare_data(config, loaded.tokenizer, loaded.template, model.config.max_position_embeddings)
-    if not data.train:
-        raise DataError("E-DATA-28", "0 usable conversations are left to train on", place=", ".join(config.data.train))
     base_hash = weights.fingerprint(loaded.directory)
     torch.manual_seed(settings.seed)
     inject(model, config.peft_config)
     keep_freed_memory()
     model.compile_layers()
-    trainer = Trainer(model, settings, data.train, data.held_out)
+    trainer = Trainer(model, settings, data.train.examples, data.held_out)
     identity = _identity(config, data, base_hash)
     if resume:
         found = checkpoint.load_newest(run.directory, identity, note=logger.warning)
@@ -182,10 +181,10 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
                 save(trainer.step)
             raise
     save_adapter(
-        model, run.adapter_directory, config=config.peft_config, base_model_name_or_path=registry.hub_id(config.model),
+        model, run.adapter_directory, config=config.peft_config, base_model_name_or_path=registry.ALIASES.get(config.model, str(loaded.directory)),
         extra={"base_hash": base_hash},
     )  # fmt: skip
-    loaded.tokenizer.copy_files(loaded.directory, run.adapter_directory)
+    copy_tokenizer(loaded.directory, run.adapter_directory)
 
 
 def _new_run_directory(model: str) -> Path:
@@ -232,7 +231,7 @@ _FREE_KEYS = {"output_dir", "logging_steps", "eval_strategy", "eval_steps", "sav
 def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str, str]:
     """Name everything that must stay the same for a resumed run to end as if it had never stopped."""
     digest = hashlib.sha256()
-    for example in data.train:
+    for example in data.train.examples:
         digest.update(repr((example.input_ids, example.spans)).encode())
     identity = {"data": digest.hexdigest(), "base model": base_hash}
     for section in ("training_config", "peft_config"):
@@ -244,14 +243,13 @@ def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str
 
 def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
     """Say in one line what is about to happen."""
-    weight = trainer.model.lm_head.weight
+    weight, rows = trainer.model.lm_head.weight, data.train
     trainable = sum(param.numel() for param in trainer.named_params.values())
     total = sum(param.numel() for param in trainer.model.parameters())
     where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
-    tokens = sum(len(example.input_ids) for example in data.train)
-    learned = sum(example.num_supervised_tokens for example in data.train)
     return (
         f"{config.model}: {trainable:,} of {total:,} parameters train, in {str(weight.dtype).removeprefix('torch.')} "
-        f"on {where}. {len(data.train):,} conversations with {tokens:,} tokens, {learned:,} of them learned; "
+        f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
+        f"{rows.num_supervised_tokens:,} of them learned; "
         f"{len(data.held_out):,} held out. {trainer.total_steps:,} steps."
     )

@@ -4,71 +4,61 @@ data in: the `data` section of a configuration, a tokenizer and its template →
 the conversations that are kept apart for evaluation. Used by training and, for the held-out rows, by evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Example
-from lorakeet.data.encode import encode_many, fit_length
-from lorakeet.data.prove import prove
+from lorakeet.data.dataset import EncodedRows, encode_rows
 from lorakeet.data.read import read_conversations
 from lorakeet.data.split import hold_out
 from lorakeet.data.template import Template
 from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.embedded.toolcalls import held_out_conversations, training_conversations
+from lorakeet.models.cache import cache_dir
 
 
 @dataclass(frozen=True)
 class PreparedData:
     """Rows ready for training, and those kept apart."""
 
-    train: list[Example]
+    train: EncodedRows
     held_out: list[Example]
-    held_out_conversations: list[Conversation]
 
 
 def prepare_data(config: RunConfig, tokenizer: Tokenizer, template: Template, longest: int) -> PreparedData:
     """Read, split, encode and prove every row; `longest` is the model's own limit in tokens."""
     rows, held_out = read_rows(config)
     max_length = min(config.training_config.max_length or longest, longest)
-    return PreparedData(
-        train=_encode_rows(rows, config, tokenizer, template, max_length),
-        held_out=_encode_rows(held_out, config, tokenizer, template, max_length),
-        held_out_conversations=held_out,
-    )
+
+    def encode(part: list[Conversation]) -> EncodedRows:
+        data, cache = config.data, cache_dir() / "rows"
+        return encode_rows(
+            part, tokenizer, template, learn=data.learn, max_length=max_length, truncation=data.truncation,
+            cache_dir=cache,
+        )  # fmt: skip
+
+    return PreparedData(encode(rows), encode(held_out).examples if held_out else [])
 
 
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
     """Read a run's training and held-out conversations; the same ones each time, while the files are the same."""
     data = config.data
-
-    def read(sources: list[str], split: str) -> list[Conversation]:
-        found = []
-        for source in sources:
-            if source == "demo":
-                from lorakeet.embedded import toolcalls
-
-                found += toolcalls.training_conversations() if split == "train" else toolcalls.held_out_conversations()
-            else:
-                found += read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)
-        return found
-
-    rows = read(data.train, "train")
+    rows = [row for source in data.train for row in _read(source, config, training_conversations)]
     if data.eval is not None:
-        return rows, read(data.eval, "eval")
+        return rows, read_held_out(data.eval, config)
     if data.train == ["demo"]:
-        return rows, read(["demo"], "eval")
+        return rows, held_out_conversations()
     return hold_out(rows, data.eval_fraction, config.training_config.seed)
 
 
-def _encode_rows(
-    rows: Sequence[Conversation], config: RunConfig, tokenizer: Tokenizer, template: Template, max_length: int
-) -> list[Example]:
-    """Encode rows, fit them into max_length, and prove each one."""
+def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
+    """Read every row of the named sources; "demo" names the demo's held-out rows."""
+    return [row for source in sources for row in _read(source, config, held_out_conversations)]
+
+
+def _read(source: str, config: RunConfig, demo: Callable[[], list[Conversation]]) -> Iterable[Conversation]:
     data = config.data
-    examples = []
-    for row, example in zip(rows, encode_many(rows, tokenizer, template, learn=data.learn), strict=True):
-        fitted = fit_length(example, max_length, data.truncation, bos_id=tokenizer.bos_id)
-        if fitted is not None:
-            prove(row, fitted, tokenizer, template, learn=data.learn)
-            examples.append(fitted)
-    return examples
+    if source == "demo":
+        return demo()
+    return read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)

@@ -1,0 +1,169 @@
+"""Train one system on a workload's rows and print what it took, as one JSON line. Run by `benchmarks.throughput`.
+
+usage: python -m benchmarks.system {lorakeet,trl,peft} MODEL_DIR ROWS.json BATCH R TARGETS
+
+lorakeet: the project's own training step. trl: SFTTrainer with its defaults. peft: a plain loop over PEFT's model,
+tuned as well as we know how: rows sorted by length, bf16 adapters, every layer compiled; the caller keeps glibc from
+returning pages. All use bf16, AdamW, gradient clipping and the same rows, batch, rank and loss mask.
+The first two steps are warm-up (they compile) and are reported apart.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from benchmarks.workloads import read_rows
+from lorakeet.data.conversation import Example
+
+LR = 2e-4
+WARM_UP = 2
+ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
+
+
+def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
+    """Run the project's own step."""
+    from lorakeet.config import LoraConfig, TrainingConfig
+    from lorakeet.data.pack import pack
+    from lorakeet.lora.inject import inject
+    from lorakeet.models.weights import load_model
+    from lorakeet.ops.hardware import keep_freed_memory
+    from lorakeet.training.optim import build_optimizer
+    from lorakeet.training.trainer import train_step
+
+    model = load_model(model_dir, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
+    keep_freed_memory()
+    model.compile_layers()
+    model.train()
+    config = TrainingConfig(learning_rate=LR, weight_decay=0.0)
+    optimizer = build_optimizer([param for param in model.parameters() if param.requires_grad], config)
+    steps = []
+    for at in range(0, len(rows), batch):
+        start = time.perf_counter()
+        outcome = train_step(model, [pack(rows[at : at + batch])], optimizer, 1.0)
+        steps.append(_step(rows[at : at + batch], time.perf_counter() - start, outcome.loss))
+    return steps
+
+
+def peft(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
+    """Run the tuned PEFT loop."""
+    model = _peft_model(model_dir, r, targets, autocast_adapter_dtype=False)
+    torch._dynamo.config.cache_size_limit = 128
+    for layer in model.base_model.model.model.layers:
+        layer.compile(dynamic=True)
+    params = [param for param in model.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
+    rows = sorted(rows, key=lambda row: len(row.input_ids))
+    model.train()
+    steps = []
+    for at in range(0, len(rows), batch):
+        part = rows[at : at + batch]
+        width = max(len(row.input_ids) for row in part)
+        ids = torch.tensor([row.input_ids + [2] * (width - len(row.input_ids)) for row in part])
+        mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in part])
+        labels = torch.tensor([_labels(row, width) for row in part])
+        start = time.perf_counter()
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append(_step(part, time.perf_counter() - start, loss.item()))
+    return steps
+
+
+def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
+    """Run SFTTrainer with its defaults on the same token ids and mask."""
+    import tempfile
+
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    steps: list[dict] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: object, **kwargs: object) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            part = rows[len(steps) * batch : (len(steps) + 1) * batch]
+            steps.append(_step(part, time.perf_counter() - self.start, float("nan")))
+
+    data = Dataset.from_list([{"input_ids": row.input_ids, "completion_mask": _mask(row)} for row in rows])
+    with tempfile.TemporaryDirectory() as out:
+        args = SFTConfig(
+            output_dir=out, per_device_train_batch_size=batch, num_train_epochs=1, bf16=True, learning_rate=LR,
+            logging_steps=1000, save_strategy="no", report_to=[], max_length=8192, gradient_checkpointing=False,
+            use_cpu=True, lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16),
+            args=args, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(model_dir),
+            peft_config=LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM"),
+            callbacks=[Clock()],
+        )  # fmt: skip
+        # The same order for all, so that a step is the same rows.
+        trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
+        trainer.train()
+    return steps
+
+
+def _peft_model(model_dir: Path, r: int, targets: list[str], **options: object) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM")
+    return get_peft_model(base, config, **options)
+
+
+def _mask(row: Example) -> list[int]:
+    learned = {i for start, end in row.spans for i in range(start, end)}
+    return [int(i in learned) for i in range(len(row.input_ids))]
+
+
+def _labels(row: Example, width: int) -> list[int]:
+    kept = [token if keep else -100 for token, keep in zip(row.input_ids, _mask(row), strict=True)]
+    return kept + [-100] * (width - len(kept))
+
+
+def _step(rows: list[Example], seconds: float, loss: float) -> dict:
+    return {
+        "tokens": sum(len(row.input_ids) for row in rows),
+        "supervised": sum(row.num_supervised_tokens for row in rows),
+        "seconds": seconds,
+        "loss": loss,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    name, model_dir, rows, batch, r, targets = sys.argv[1:]
+    system = {"lorakeet": lorakeet, "trl": trl, "peft": peft}[name]
+    steps = system(Path(model_dir), read_rows(Path(rows)), int(batch), int(r), TARGETS[targets])
+    timed = steps[WARM_UP:]
+    seconds = sum(step["seconds"] for step in timed)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({
+        "tokens_per_second": sum(step["tokens"] for step in timed) / seconds,
+        "supervised_tokens_per_second": sum(step["supervised"] for step in timed) / seconds,
+        "peak_memory_bytes": peak,
+        "first_step_s": steps[0]["seconds"],
+        "losses": [step["loss"] for step in steps],
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The rows that every measured system trains on: token ids and learned spans, the same for all.
+
+W1 GSM8K problems; W2 short questions that share a system prompt of about 200 tokens; W3 conversations of several
+turns; W4 equal lengths of 512 tokens, nothing to skip; W5 documents of 4,096 tokens.
+The problems come from the GSM8K file where there is one (`LORAKEET_TEST_DATA`, else ../shared/data), and from the
+demo's own rows where there is none; the tables say which.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from lorakeet.data.conversation import Conversation, Example, Message
+from lorakeet.data.encode import encode_many
+from lorakeet.data.template import template_for
+from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
+
+SYSTEM_PROMPT = (
+    "You are a patient tutor of arithmetic for children between eight and twelve years. Read the problem twice before "
+    "you answer. Write down each step of the calculation on a line of its own, in short and simple sentences, and name "
+    "what every number stands for. Put each calculation between double angle brackets, first the expression, then an "
+    "equals sign, then the result, so that a calculator can check it. Never skip a step, never guess, and never use "
+    "algebra where plain counting is enough. Money is in dollars and cents, lengths are in metric units unless the "
+    "problem says otherwise, and days have twenty-four hours. If the problem leaves something open, take the most "
+    "ordinary reading and say so in one sentence. Do not add remarks about the problem, do not greet, and do not offer "
+    "further help. End with a last line that begins with four number signs and a space, followed by the bare result as "
+    "a number without its unit, without a full stop, and without any thousands separator. The last line is read by a "
+    "program, so its form matters more than anything else you write."
+)
+
+
+def gsm8k_file() -> Path | None:
+    """Find the GSM8K rows, if they are there."""
+    folders = [os.environ.get("LORAKEET_TEST_DATA"), Path(__file__).parents[2] / "shared" / "data"]
+    found = [Path(folder) / "gsm8k_train.jsonl" for folder in folders if folder]
+    return next((file for file in found if file.is_file()), None)
+
+
+def problems(count: int) -> list[tuple[str, str]]:
+    """Give (question, answer) pairs."""
+    file = gsm8k_file()
+    if file is None:
+        from lorakeet.embedded.toolcalls import training_conversations
+
+        rows = training_conversations()[:count]
+        return [(row.messages[-2].content, row.messages[-1].content) for row in rows]
+    with file.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+    return [(row["question"], row["answer"]) for row in rows]
+
+
+def gsm8k(count: int) -> list[Conversation]:
+    """W1: one question, one answer."""
+    return [Conversation((Message("user", q), Message("assistant", a))) for q, a in problems(count)]
+
+
+def shared_prompt(count: int) -> list[Conversation]:
+    """W2: the same behind one system prompt."""
+    head = Message("system", SYSTEM_PROMPT)
+    return [Conversation((head, *row.messages)) for row in gsm8k(count)]
+
+
+def multi_turn(count: int) -> list[Conversation]:
+    """W3: two to four problems in one conversation."""
+    pairs, rng, rows = iter(problems(4 * count)), random.Random(0), []
+    for _ in range(count):
+        turns = [next(pairs) for _ in range(rng.randint(2, 4))]
+        rows.append(Conversation(tuple(m for q, a in turns for m in (Message("user", q), Message("assistant", a)))))
+    return rows
+
+
+def equal_lengths(length: int) -> Callable[[int, Tokenizer], list[Example]]:
+    """W4, W5: rows of exactly `length` tokens, cut out of the problems' stream, learned but for their first eighth."""
+
+    def make(count: int, tokenizer: Tokenizer) -> list[Example]:
+        template = template_for(tokenizer)
+        stream = [i for row in encode_many(gsm8k(7000), tokenizer, template) for i in row.input_ids]
+        stream *= -(-count * length // len(stream))
+        return [
+            Example(stream[at : at + length], ((length // 8, length),), f"row {at}")
+            for at in range(0, count * length, length)
+        ]
+
+    return make
+
+
+def _encoded(make: Callable[[int], list[Conversation]]) -> Callable[[int, Tokenizer], list[Example]]:
+    return lambda count, tokenizer: encode_many(make(count), tokenizer, template_for(tokenizer))
+
+
+WORKLOADS: dict[str, Callable[[int, Tokenizer], list[Example]]] = {
+    "W1": _encoded(gsm8k),
+    "W2": _encoded(shared_prompt),
+    "W3": _encoded(multi_turn),
+    "W4": equal_lengths(512),
+    "W5": equal_lengths(4096),
+}
+ROWS = {"W1": 64, "W2": 64, "W3": 48, "W4": 40, "W5": 6}
+"""Rows measured; the first two steps are warm-up."""
+BATCH = {"W1": 8, "W2": 8, "W3": 8, "W4": 8, "W5": 1}
+
+
+def write_rows(name: str, count: int, model_directory: Path, target: Path) -> None:
+    """Write a workload's rows for the measured processes to read."""
+    rows = WORKLOADS[name](count, load_tokenizer(model_directory))
+    target.write_text(json.dumps([[row.input_ids, row.spans] for row in rows]))
+
+
+def read_rows(file: Path) -> list[Example]:
+    """Read what `write_rows` wrote."""
+    return [
+        Example(ids, tuple((start, end) for start, end in spans), f"row {i}")
+        for i, (ids, spans) in enumerate(json.loads(file.read_text()))
+    ]
