@@ -374,7 +374,8 @@ def _kind(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return f"the number {str(value)[:20]}"
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+    kinds = {"str": "text", "list": "a list", "dict": "an object"}
+    return kinds.get(type(value).__name__, type(value).__name__)
 
 
 def _names(keys: Any) -> str:

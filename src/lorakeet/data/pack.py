@@ -37,8 +37,14 @@ class PackedBatch:
         """Move the batch to a device."""
         if self.input_ids_T.device == device:
             return self
-        tensors = (self.input_ids_T, self.position_ids_T, self.cu_seqlens, self.supervised_S, self.targets_S)
-        return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.num_supervised_tokens)
+        return PackedBatch(
+            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
+            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            supervised_S=self.supervised_S.to(device, non_blocking=True),
+            targets_S=self.targets_S.to(device, non_blocking=True),
+            num_supervised_tokens=self.num_supervised_tokens,
+        )
 
 
 def pack(examples: Sequence[Example]) -> PackedBatch:
@@ -47,7 +53,9 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
 
     ids: list[int] = []
     positions: list[int] = []
-    borders, rows, targets = [0], [], []
+    borders: list[int] = [0]
+    rows: list[int] = []
+    targets: list[int] = []
     for example in examples:
         offset = len(ids)
         ids += example.input_ids

@@ -58,13 +58,13 @@ def prove_many(
     prompts = encode_many([turn.prompt for turn in turns], tokenizer, template, add_generation_prompt=True)
     seen = [0] * len(examples)
     to_decode: list[tuple[_Turn, tuple[int, int]]] = []
-    for turn, prompt in zip(turns, prompts, strict=True):
-        example = examples[turn.row]
-        start = len(prompt.input_ids) - example.num_cut
-        head = _num_kept_head(example, prompt.input_ids)
+    for turn, sent in zip(turns, prompts, strict=True):
+        example, prompt_ids = examples[turn.row], sent.input_ids
+        start = len(prompt_ids) - example.num_cut
+        head = _num_kept_head(example, prompt_ids)
         if start <= head and example.num_cut:
             continue  # this whole turn was truncated away, as the policy allows
-        if prompt.input_ids[head + example.num_cut :] != example.input_ids[head:start]:
+        if prompt_ids[head + example.num_cut :] != example.input_ids[head:start]:
             raise _failed("130", "the ids before an answer are not what inference would send", example)
         if turn.is_learned:
             span = next((span for span in example.spans if span[0] == start), None)
@@ -74,8 +74,8 @@ def prove_many(
             elif not example.num_cut:
                 raise _failed("135", "an answer that should be learned is not", example)
     if learn != "text":
-        for count, example, conversation in zip(seen, examples, conversations, strict=True):
-            if conversation.text is None and count != len(example.spans):
+        for row, example in enumerate(examples):
+            if conversations[row].text is None and seen[row] != len(example.spans):
                 raise _failed("135", "something is learned that is no chosen answer", example)
     _prove_answers(to_decode, examples, tokenizer, template)
 

@@ -66,7 +66,8 @@ def find_overlap(train: Iterable[Conversation], held_out: Iterable[Conversation]
 
 
 def _repeats(rows: Iterable[Conversation], seen: dict[bytes, str], *, grows: bool = True) -> Repeats:
-    count, examples = 0, []
+    count = 0
+    examples: list[tuple[str, str]] = []
     for row in rows:
         key = content_hash(row)
         if key in seen:
