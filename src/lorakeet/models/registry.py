@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -45,7 +46,7 @@ def resolve(name: str) -> Path:
         raise ModelError("E-MODEL-111", f"no model is named {name!r}", fix=_known())
     if name.startswith(HUB_PREFIX):
         return _from_hub(name.removeprefix(HUB_PREFIX))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == DEMO or name in ALIASES:
         if (path / "config.json").exists():
             raise ModelError(
@@ -53,9 +54,10 @@ def resolve(name: str) -> Path:
                 fix=f"Write ./{name} for the directory, or go elsewhere for the model",
             )  # fmt: skip
         return demo_model() if name == DEMO else _from_hub(ALIASES[name])
-    if path.is_dir():
+    # os.path, because a Path raises for names longer than a file's may be.
+    if os.path.isdir(path):
         return _checked_directory(path)
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError("E-MODEL-113", "is a file; expected a model directory", place=name, fix=_known())
     if _is_path_like(name):
         raise ModelError("E-MODEL-1", "no such model directory", place=name, fix=_nearest_path(path))
@@ -193,3 +195,10 @@ def _sha256(file: Path) -> str:
         while chunk := stream.read(2**20):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def public_name(name: str, directory: Path) -> str:
+    """Name a resolved model as other programs will find it: its hub id, else its directory."""
+    if name in ALIASES:
+        return ALIASES[name]
+    return str(directory.absolute()) if name == DEMO or os.path.isdir(name) else name.removeprefix(HUB_PREFIX)

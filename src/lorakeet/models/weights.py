@@ -25,6 +25,7 @@ from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
@@ -217,7 +218,9 @@ def save_weights(
     shards = _plan_shards(config, dtype, max_shard_bytes)
     drafts = {shard: directory / f".{shard}.part" for shard in shards}
     try:
-        _write_shards(state, shards, drafts, config, dtype, str(directory))
+        shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
+        checked = _checked(state, shapes, config.tie_word_embeddings, str(directory))
+        _write_shards(checked, shards, drafts, dtype)
         for shard, draft in drafts.items():
             draft.replace(directory / shard)
     finally:
@@ -251,34 +254,38 @@ def _write_shards(
     state: Iterable[tuple[str, torch.Tensor]],
     shards: Mapping[str, Mapping[str, tuple[int, ...]]],
     drafts: Mapping[str, Path],
-    config: Phi3Config,
     dtype: torch.dtype,
-    place: str,
 ) -> None:
-    shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
-    tied = {"model.embed_tokens.weight", "lm_head.weight"} if config.tie_word_embeddings else set()
-    embedding: torch.Tensor | None = None
-    left = dict(shapes)
     with contextlib.ExitStack() as stack:
         writers: dict[str, SafetensorsWriter] = {}
-        for shard, names in shards.items():
-            writer = stack.enter_context(contextlib.closing(SafetensorsWriter(drafts[shard], names, dtype)))
-            writers |= dict.fromkeys(names, writer)
+        for shard, shapes in shards.items():
+            writer = stack.enter_context(contextlib.closing(SafetensorsWriter(drafts[shard], shapes, dtype)))
+            writers |= dict.fromkeys(shapes, writer)
         for name, tensor in state:
-            if name in tied:
-                if embedding is not None and not torch.equal(embedding, tensor):
-                    raise ModelError("E-MODEL-107", "lm_head differs from the embedding it is tied to", place=place)
-                embedding, name = tensor, "model.embed_tokens.weight"
-                if name not in left:
-                    continue
-            if name not in left:
-                what = "is given twice" if name in shapes else "is not the model's"
-                raise ModelError("E-MODEL-66", f"tensor {name} {what}", place=place)
-            if tuple(tensor.shape) != left.pop(name):
-                raise ModelError(
-                    "E-MODEL-65", f"tensor {name} is {tuple(tensor.shape)}, expected {shapes[name]}", place=place
-                )
             writers[name].write(name, tensor)
+
+
+def _checked(
+    state: Iterable[tuple[str, torch.Tensor]], shapes: Mapping[str, tuple[int, ...]], tied: bool, place: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass tensors on, each exactly once and of its shape; of a tied embedding and head, only the first to come."""
+    embedding: torch.Tensor | None = None
+    left = dict(shapes)
+    for name, tensor in state:
+        if tied and name in (EMBEDDING, HEAD):
+            if embedding is not None:
+                if not torch.equal(embedding, tensor):
+                    raise ModelError("E-MODEL-107", f"{HEAD} differs from the {EMBEDDING} it is tied to", place=place)
+                continue
+            embedding, name = tensor, EMBEDDING
+        if name not in left:
+            what = "is given twice" if name in shapes else "is not the model's"
+            raise ModelError("E-MODEL-66", f"tensor {name} {what}", place=place)
+        if tuple(tensor.shape) != left.pop(name):
+            raise ModelError(
+                "E-MODEL-65", f"tensor {name} is {tuple(tensor.shape)}, expected {shapes[name]}", place=place
+            )
+        yield name, tensor
     if left:
         raise ModelError("E-MODEL-66", f"{len(left)} tensors missing ({_some(list(left))})", place=place)
 
