@@ -113,7 +113,7 @@ def test_broken_file_is_refused(tmp_path, data, code, said):
 
 
 def test_absent_file_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"E-MODEL-104 .*No such file"):
+    with pytest.raises(ModelError, match=r"E-MODEL-121 .*No such file"):
         read_header(tmp_path / "absent")
 
 

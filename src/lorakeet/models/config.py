@@ -344,4 +344,4 @@ def _given(raw: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _refusal(message: str) -> ModelError:
-    return ModelError("E-MODEL-103", message, fix="Correct config.json, or download the model again")
+    return ModelError("E-MODEL-120", message, fix="Correct config.json, or download the model again")

@@ -95,7 +95,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         with file.open("rb") as stream:
             text = _header_text(stream, size, place)
     except OSError as error:
-        raise ModelError("E-MODEL-104", f"cannot be read: {error.strerror}", place=place) from None
+        raise ModelError("E-MODEL-121", f"cannot be read: {error.strerror}", place=place) from None
     try:
         header = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
