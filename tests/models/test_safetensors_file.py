@@ -1,6 +1,7 @@
 """Broken, hostile and plain safetensors files: a clear refusal each, and byte-exact agreement with safetensors."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -112,9 +113,13 @@ def test_broken_file_is_refused(tmp_path, data, code, said):
     assert str(caught.value).startswith(f"{code} {file} ")
 
 
-def test_absent_file_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"E-MODEL-121 .*No such file"):
-        read_header(tmp_path / "absent")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for name in ("absent", "pipe", "directory"):
+        with pytest.raises(ModelError, match=rf"E-MODEL-121 .*{name} no such file, or not a regular one"):
+            read_header(tmp_path / name)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

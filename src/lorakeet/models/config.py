@@ -149,13 +149,15 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises: ModelError where the file is missing, too large, or no JSON object.
     """
+    if not file.is_file():
+        raise ModelError(
+            "E-MODEL-100", "no such file, or not a regular one", place=str(file), fix="Name a model directory"
+        )
     try:
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ModelError("E-MODEL-101", f"is {size} bytes, more than {MAX_JSON_BYTES}", place=str(file))
         value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError("E-MODEL-100", "no such file", place=str(file), fix="Name a model directory") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ModelError("E-MODEL-101", f"cannot be read as JSON: {error}", place=str(file)) from None
     if not isinstance(value, dict):

@@ -90,6 +90,8 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises: ModelError where the file is missing, empty, cut, oversized, or does not add up.
     """
     place = str(file)
+    if not file.is_file():
+        raise ModelError("E-MODEL-121", "no such file, or not a regular one", place=place, fix=_DOWNLOAD_AGAIN)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
