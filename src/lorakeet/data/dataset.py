@@ -7,7 +7,8 @@ is not trusted but made anew.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -102,11 +103,10 @@ def encode_rows(
         if cached is not None:
             return cached
     if num_processes is None:
-        num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_processes = num_processes if len(rows) >= _PARALLEL_FROM else 1
+        num_processes = num_cores() if len(rows) >= _PARALLEL_FROM else 1
     results: list[Example | None] = []
-    for chunk in _chunks(job, rows, num_processes):
-        results += chunk
+    for pairs in _run_chunks(job, rows, num_processes):
+        results += [example for _, example in pairs]
         if on_progress is not None:
             on_progress(len(results), len(rows))
     encoded = _collect(results)
@@ -120,12 +120,36 @@ def encode_rows(
     return encoded
 
 
-def _chunks(job: _Job, rows: Sequence[Conversation], num_processes: int) -> Iterator[list[Example | None]]:
-    """Run the job over the rows, in order."""
-    starts = range(0, len(rows), _CHUNK)
+def encode_stream(
+    rows: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    learn: Learn = "all",
+    max_length: int | None = None,
+    truncation: Truncation = "error",
+    num_processes: int = 1,
+) -> Iterator[tuple[Conversation, Example | None]]:
+    """Encode, prove and fit rows as they come, with flat memory; None stands for a dropped row."""
+    job = _Job(tokenizer, template, learn, max_length, truncation)
+    for pairs in _run_chunks(job, rows, num_processes):
+        yield from pairs
+
+
+def num_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_chunks(
+    job: _Job, rows: Iterable[Conversation], num_processes: int
+) -> Iterator[list[tuple[Conversation, Example | None]]]:
+    """Run the job over the rows, in order, a chunk at a time."""
+    source = iter(rows)
+    chunks = iter(lambda: list(islice(source, _CHUNK)), [])
     if num_processes <= 1:
-        for start in starts:
-            yield job.run(rows[start : start + _CHUNK])
+        for chunk in chunks:
+            yield list(zip(chunk, job.run(chunk), strict=True))
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -133,14 +157,14 @@ def _chunks(job: _Job, rows: Sequence[Conversation], num_processes: int) -> Iter
     # spawn: the parent may hold torch's and the tokenizer's threads, which a fork would break.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, initializer=_start_process, initargs=(job,)) as pool:
-        waiting = []
-        todo = iter(starts)
-        for start in islice(todo, 4 * num_processes):
-            waiting.append(pool.submit(_run_in_process, list(rows[start : start + _CHUNK])))
-        while waiting:
-            yield waiting.pop(0).result()
-            for start in islice(todo, 1):
-                waiting.append(pool.submit(_run_in_process, list(rows[start : start + _CHUNK])))
+        try:
+            waiting = deque((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 4 * num_processes))
+            while waiting:
+                chunk, result = waiting.popleft()
+                yield list(zip(chunk, result.result(), strict=True))
+                waiting.extend((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _job: _Job | None = None  # of this worker process

@@ -116,10 +116,7 @@ def _prove_answers(
     template: Template,
 ) -> None:
     """Prove (b) and (c) for all learned answers."""
-    # Decoding from the middle of a text: some decoders strip a space at the very start, so an anchor goes before.
-    anchor = tokenizer.encode_text("a", place="continuation")
-    bodies = [anchor + examples[turn.row].input_ids[start : end - 1] for turn, (start, end) in turns]
-    texts = tokenizer.decode_texts(bodies)
+    texts = tokenizer.decode_inside([examples[turn.row].input_ids[start : end - 1] for turn, (start, end) in turns])
     for (turn, (start, end)), text in zip(turns, texts, strict=True):
         example = examples[turn.row]
         last = example.input_ids[end - 1]
@@ -129,7 +126,6 @@ def _prove_answers(
             token = tokenizer.decode([last])
             raise _failed("132", f'the end token "{token}" is not among the model\'s stop ids', example)
         opened_by_control = example.input_ids[start - 1] in tokenizer.control_ids
-        text = text.removeprefix("a")
         if opened_by_control and tokenizer.prepends_space:
             text = text.removeprefix(" ")
         if template.holds_answer(text, turn.message):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from lorakeet.data.conversation import Conversation
+from lorakeet.errors import DataError
 
 
 def content_hash(conversation: Conversation) -> bytes:
@@ -63,6 +64,19 @@ def find_overlap(train: Iterable[Conversation], held_out: Iterable[Conversation]
     for row in train:
         seen.setdefault(content_hash(row), row.place)
     return _repeats(held_out, seen, grows=False)
+
+
+def refuse_overlap(train: Iterable[Conversation], held_out: Iterable[Conversation]) -> None:
+    """Refuse rows that both training and evaluation would see. Raises DataError naming the first."""
+    overlap = find_overlap(train, held_out)
+    if overlap.count:
+        place, earlier = overlap.examples[0]
+        raise DataError(
+            "E-DATA-29",
+            f"{overlap.count} shared rows: training and evaluation data overlap, first with {earlier}",
+            place=place,
+            fix="Remove them from one of the two",
+        )
 
 
 def _repeats(rows: Iterable[Conversation], seen: dict[bytes, str], *, grows: bool = True) -> Repeats:

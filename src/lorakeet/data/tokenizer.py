@@ -151,9 +151,12 @@ class Tokenizer:
         kept = [i for i in ids if i not in self.control_ids] if skip_control else list(ids)
         return self.full.decode(kept, skip_special_tokens=False)
 
-    def decode_texts(self, many: Sequence[Sequence[int]]) -> list[str]:
-        """Decode many sequences of ids, control tokens by their names."""
-        return self.full.decode_batch([list(ids) for ids in many], skip_special_tokens=False)
+    def decode_inside(self, many: Sequence[Sequence[int]]) -> list[str]:
+        """Decode stretches from the middle of a text: a space at their start is kept, control tokens are named."""
+        # Some decoders strip a space from the very start, so an anchor goes before.
+        anchor = self.encode_text("a", place="continuation")
+        texts = self.full.decode_batch([anchor + list(ids) for ids in many], skip_special_tokens=False)
+        return [text.removeprefix("a") for text in texts]
 
     def normalize(self, text: str) -> str:
         """Say what the tokenizer makes of text before it looks up tokens: the most that decoding can give back."""
