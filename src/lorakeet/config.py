@@ -5,8 +5,9 @@ Unknown keys stop with the nearest known name; nothing is ever dropped in silenc
 """
 
 import difflib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,14 +50,16 @@ class LoraConfig(StrictModel):
     Source: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
     """
 
-    r: int = Field(16, ge=1, le=1024)
+    r: int = Field(default=16, ge=1, le=1024)
     """Rank of the update."""
-    lora_alpha: float = Field(32, gt=0, allow_inf_nan=False)
+    lora_alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
     """Scale of the update before it is divided by the rank."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the input of the LoRA branch, while training."""
     target_modules: str | list[str] = "all-linear"
-    """Module names (the last parts of their paths), or "all-linear" for every linear layer but the output head."""
+    """Module names (the last parts of their paths), or "all-linear" for every linear layer but the output head.
+
+    Names are literal; a regular expression is refused, since it can match by accident or stall."""
     exclude_modules: list[str] = Field(default_factory=list)
     """Module names never to touch."""
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -79,6 +82,40 @@ class LoraConfig(StrictModel):
     """Start as the identity: A random, B zero. False draws B at random too, which only tests want."""
     task_type: str | None = "CAUSAL_LM"
     """Written to adapter_config.json for PEFT; None for modules that are no language model."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        targets = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        if not targets:
+            raise ConfigError("E-CFG-42", "target_modules is empty", place="LoraConfig", fix='Use "all-linear"')
+        for key in ("exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+            _require_names(key, getattr(self, key) or ())
+        _require_names("target_modules", targets)
+        patterns = self.layers_pattern or []
+        _require_names("layers_pattern", [patterns] if isinstance(patterns, str) else patterns)
+        for key, r in self.rank_pattern.items():
+            if not 1 <= r <= 1024:
+                raise _out_of_range(f"rank_pattern.{key}", r, "1 to 1024")
+        for key, alpha in self.alpha_pattern.items():
+            if not (0 < alpha < math.inf):
+                raise _out_of_range(f"alpha_pattern.{key}", alpha, "a number above 0")
+
+
+def _require_names(key: str, names: Iterable[str]) -> None:
+    """Refuse whatever is not a literal module name; PEFT lets a leading ^ of a pattern demand the whole path."""
+    for name in names:
+        plain = name.removeprefix("^") if key.endswith("_pattern") else name
+        if not all(part.replace("-", "").replace("_", "").isalnum() for part in plain.split(".")):
+            raise ConfigError(
+                "E-CFG-43",
+                f"{name[:80]!r} is not a module name",
+                place=f"LoraConfig {key}",
+                fix="List the names; regular expressions are not read",
+            )
+
+
+def _out_of_range(key: str, value: float, allowed: str) -> ConfigError:
+    return ConfigError("E-CFG-37", f"{key} is {value!r}", place="LoraConfig", fix=f"Use {allowed}")
 
 
 class TrainingConfig(StrictModel):

@@ -4,6 +4,7 @@ data in: a model with LoRA → out: a directory that PEFT loads unchanged; and a
 with LoRA. Keys and shapes must agree exactly, both ways: nothing is skipped, broadcast or left at its initial value.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.inject import adapter_tensors, inject, injection_of, lora_layers, remove
+from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.peft_config import read_config, to_peft, write_config
 from lorakeet.lora.targets import matches_any, target_of
@@ -26,6 +27,8 @@ PREFIX = "base_model.model."
 BASE_HASH = "base_hash"
 """Where `extra` holds the hash of the base model."""
 _SHOWN = 5
+_SPLIT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_FUSED = ("qkv_proj", "gate_up_proj")
 
 
 def save_adapter(
@@ -48,11 +51,11 @@ def save_adapter(
     if not layers:
         raise AdapterError("E-ADPT-106", "the model has no LoRA layer, so there is nothing to save", fix="Call inject")
     config = _describe(model, layers, config)
-    tensors = {PREFIX + name: tensor for name, tensor in adapter_tensors(model, config).items()}
+    tensors = {PREFIX + name: tensor for name, tensor in _adapter_tensors(model, config).items()}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, tensors, extra or {})
-    write_config(folder, to_peft(config, sorted(config.target_modules), base_model_name_or_path))
+    write_config(folder, to_peft(config, list(config.target_modules), base_model_name_or_path))
 
 
 def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_hash: str | None = None) -> LoraConfig:
@@ -77,18 +80,17 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     if not literal:
         config = config.model_copy(update={"target_modules": _modules_in(found)})
-    injected_here = injection_of(model) is None and not any(True for _ in lora_layers(model))
+    injected_here = not any(True for _ in lora_layers(model))
     if injected_here:
-        _inject_for(model, config, found, folder)
+        _inject_for(model, config, folder)
     try:
         _check_scaling(model, config, folder)
-        expected = adapter_tensors(model, config)
-        _check_same(expected, found, path)
+        _check_same(_adapter_tensors(model, config), found, path)
+        _copy_in(model, config, found)
     except AdapterError:
         if injected_here:
             remove(model)
         raise
-    _copy_in(model, expected, found)
     return config
 
 
@@ -117,41 +119,85 @@ def _weights_path(folder: Path) -> Path:
     raise AdapterError("E-ADPT-105", f"has no {WEIGHTS_FILE}", place=str(folder), fix="Name an adapter directory")
 
 
+def _adapter_tensors(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
+    """Return the tensors that make up the adapter, under PEFT's names without its prefix."""
+    tensors: dict[str, Tensor] = {}
+    for path, layer in lora_layers(model):
+        tensors.update({f"{peft_path(model, path)}.{name}": tensor for name, tensor in layer.to_peft().items()})
+    return tensors | adapter_extras(model, config)
+
+
 def _describe(model: nn.Module, layers: dict[str, MergeableLayer], config: LoraConfig | None) -> LoraConfig:
     """Return a config whose names, ranks and alphas are those of the layers as they are."""
     injection = injection_of(model)
     if config is None:
-        config = injection.config if injection is not None else LoraConfig(task_type=None)
-    names = sorted({path.rpartition(".")[2] for path in layers})
-    wanted = set(layers)
-    reached = {path for path, _ in model.named_modules() if matches_any(names, path)}
-    config = config.model_copy(update={"target_modules": names if reached == wanted else sorted(wanted)})
-    if reached == wanted:
-        config = config.model_copy(update={"layers_to_transform": None, "layers_pattern": None, "exclude_modules": []})
+        first = next(iter(layers.values()))
+        made = LoraConfig(r=first.peft_rank, lora_alpha=_alpha(first, use_rslora=False), task_type=None)
+        config = injection.config if injection is not None else made
+    # Whatever `inject` was told, the file says what is there, in names alone.
+    changes: dict[str, Any] = _names(model, [path for path in layers if peft_path(model, path) == path])
+    config = config.model_copy(update={"layers_to_transform": None, "layers_pattern": None, **changes})
+    ranks, alphas = dict(config.rank_pattern), dict(config.alpha_pattern)
+    for path, layer in layers.items():
+        target = target_of(path, config)
+        if (target.r, target.scaling) == (layer.peft_rank, layer.scaling):
+            continue
+        # Patterns count in their order, and a full path must come before the names that also match it.
+        ranks = {path: layer.peft_rank} | ranks
+        alphas = {path: _alpha(layer, use_rslora=config.use_rslora)} | alphas
+    config = config.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas})
+    for path, layer in layers.items():
+        target = target_of(path, config)
+        assert target.r == layer.peft_rank, path
+        assert math.isclose(target.scaling, layer.scaling), path
     return config
+
+
+def _alpha(layer: MergeableLayer, *, use_rslora: bool) -> float:
+    """Return the lora_alpha that gives the layer's scaling at its rank in PEFT's form."""
+    return layer.scaling * (math.sqrt(layer.peft_rank) if use_rslora else layer.peft_rank)
+
+
+def _names(model: nn.Module, paths: list[str]) -> dict[str, list[str]]:
+    """Return target_modules that reach exactly `paths`: last names where they do, else paths, else with exclusions."""
+    everything = [path for path, _ in model.named_modules()]
+    for names in (sorted({path.rpartition(".")[2] for path in paths}), sorted(paths)):
+        surplus = [path for path in everything if matches_any(names, path) and path not in paths]
+        if not surplus:
+            return {"target_modules": names, "exclude_modules": []}
+    return {"target_modules": sorted(paths), "exclude_modules": surplus}
 
 
 def _modules_in(found: Mapping[str, Tensor]) -> list[str]:
     """Return the paths of the modules that saved tensors belong to."""
-    return sorted({name.rpartition(".lora_")[0] for name in found if ".lora_" in name})
+    paths = {name.rpartition(".lora_")[0] for name in found if ".lora_" in name}
+    return sorted(path for path in paths if ".base_layer." not in path)
 
 
-def _inject_for(model: nn.Module, config: LoraConfig, found: Mapping[str, Tensor], folder: Path) -> None:
+def _inject_for(model: nn.Module, config: LoraConfig, folder: Path) -> None:
     """Inject LoRA as the adapter's config says; a model that lacks its modules is the wrong model."""
     try:
         inject(model, config)
     except ConfigError as error:
-        raise AdapterError("E-ADPT-66", f"the adapter does not fit: {error.message}", place=str(folder)) from None
+        split = [name for name in _SPLIT if name in config.target_modules]
+        fused = [name for name in _FUSED if any(path.endswith(f".{name}") for path, _ in model.named_modules())]
+        fix = "Load the model it was trained on"
+        if split and fused:
+            there, here = ", ".join(split), ", ".join(fused)
+            fix = f"It was trained on a model with separate {there}; this one has them fused as {here}"
+        raise AdapterError(
+            "E-ADPT-66", f"the adapter does not fit: {error.message}", place=str(folder), fix=fix
+        ) from None
 
 
 def _check_scaling(model: nn.Module, config: LoraConfig, folder: Path) -> None:
     """Refuse an adapter whose scale is not the one of the LoRA layers that are there."""
     for path, layer in lora_layers(model):
-        target = target_of(path, config)
-        if layer.scaling != target.scaling:
+        scaling = target_of(path, config).scaling
+        if not math.isclose(layer.scaling, scaling):
             raise AdapterError(
                 "E-ADPT-107",
-                f"{path} scales its update by {layer.scaling:g}, the adapter by {target.scaling:g}",
+                f"{path} scales its update by {layer.scaling:g}, the adapter by {scaling:g}",
                 place=str(folder),
                 fix="Remove the model's LoRA first; load_adapter injects what the adapter needs",
             )
@@ -178,13 +224,11 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
             )
 
 
-def _copy_in(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Copy the values, with merged layers unmerged meanwhile."""
-    merged = [layer for _, layer in lora_layers(model) if layer.merged]
-    for layer in merged:
-        layer.unmerge()
+def _copy_in(model: nn.Module, config: LoraConfig, found: Mapping[str, Tensor]) -> None:
+    """Copy the values into the layers, biases and saved modules."""
+    for path, layer in lora_layers(model):
+        prefix = f"{peft_path(model, path)}."
+        layer.from_peft({name: found[prefix + name] for name in layer.to_peft()})
     with torch.no_grad():
-        for name, tensor in expected.items():
+        for name, tensor in adapter_extras(model, config).items():
             tensor.copy_(found[name])
-    for layer in merged:
-        layer.merge()

@@ -4,18 +4,23 @@ data in: any nn.Module and a LoraConfig → out: the same module, whose named la
 weights of the layers they replace. It does not train, save or load.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.layers import Linear
+from lorakeet.lora.attention import MultiheadAttention, adapted_attention, read_linear
+from lorakeet.lora.conv import adapted_conv
+from lorakeet.lora.layers import Embedding, Linear
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.lora.targets import Target, find_targets
+from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_transformers_conv1d
 
-_SUPPORTED: tuple[type[nn.Module], ...] = (nn.Linear,)
+Builder = Callable[[nn.Module, Target, LoraConfig], MergeableLayer]
+_NOTE = "_lorakeet_injection"
 
 
 @dataclass
@@ -23,8 +28,10 @@ class Injection:
     """What `inject` did to a model, for `remove` and `save_adapter`."""
 
     config: LoraConfig
-    trainable: dict[str, bool] = field(default_factory=dict)
+    trainable: dict[str, bool]
     """requires_grad of every parameter, by its name before."""
+    saved_modules: dict[str, nn.Module] = field(default_factory=dict)
+    """The originals of modules_to_save, by their paths; the model holds trained copies."""
 
 
 def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
@@ -34,25 +41,35 @@ def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
     start as an update of zero, so the outputs stay as they were. Merging is explicit: eval() does not merge.
 
     Raises:
-        ConfigError: E-CFG-42 where a target matches nothing.
+        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-101 where there is LoRA already, E-CFG-102 to 104 for
+            a layer that cannot have it. The model is then as it was.
     """
-    if injection_of(model) is not None:
+    if any(True for _ in lora_layers(model)):
         raise ConfigError(
             "E-CFG-101", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first"
         )
-    targets = find_targets(model, config, _SUPPORTED)
+    targets = find_targets(model, config)
+    saved = find_saved_modules(model, config)
+    new = [(target, module, _build(model, module, target, config)) for target, module in targets]
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
-    for target in targets:
-        layer = _wrap(model.get_submodule(target.path), target, config)
-        model.set_submodule(target.path, layer)
-    object.__setattr__(model, "_lorakeet_injection", injection)
+    for target, module, layer in new:
+        layer.adopt(module, target.scaling)
+        if not config.init_lora_weights:
+            nn.init.normal_(layer.lora_B if not isinstance(layer, Embedding) else layer.lora_A, std=0.02)
+        _replace(model, module, layer)
+    for path, module in saved.items():
+        injection.saved_modules[path] = module
+        _replace(model, module, copy.deepcopy(module).requires_grad_(True))
+    _unfreeze_biases(model, config)
+    # Past nn.Module's own __setattr__: the note holds modules that are no part of the model.
+    object.__setattr__(model, _NOTE, injection)
     return model
 
 
 def injection_of(model: nn.Module) -> Injection | None:
     """Return what `inject` noted on the model, or None."""
-    return getattr(model, "_lorakeet_injection", None)
+    return getattr(model, _NOTE, None)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, MergeableLayer]]:
@@ -62,57 +79,128 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, MergeableLayer]]:
             yield path, module
 
 
-def adapter_tensors(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
-    """Return the tensors that make up the adapter, live, under PEFT's names without its prefix."""
-    tensors: dict[str, Tensor] = {}
-    for path, layer in lora_layers(model):
-        tensors[f"{path}.lora_A.weight"] = layer.lora_A
-        tensors[f"{path}.lora_B.weight"] = layer.lora_B
-    return tensors
-
-
 def remove(model: nn.Module) -> nn.Module:
-    """Take LoRA off again, in place: the layers, weights and requires_grad from before `inject`."""
-    return _take_off(model, keep_update=False)
+    """Take LoRA off again, in place: the layers, weights, requires_grad and modules_to_save from before `inject`.
+
+    Biases that were trained along keep their values. Layers built by hand become the plain layers they extend.
+
+    Raises:
+        AdapterError: E-ADPT-69 where there is no LoRA.
+    """
+    for _, layer in _require_layers(model):
+        layer.unmerge()
+    injection = injection_of(model)
+    for path, module in injection.saved_modules.items() if injection is not None else ():
+        _replace(model, model.get_submodule(path), module)
+    return _take_off(model)
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Add every update to its weight for good, and put the plain layers back, in place."""
-    return _take_off(model, keep_update=True)
+    """Add every update to its weight for good, and put the plain layers back, in place; keep trained modules_to_save.
+
+    Raises:
+        AdapterError: E-ADPT-69 where there is no LoRA, E-ADPT-108 for a weight that other layers share, E-ADPT-109
+            for an update that does not fit into its weight.
+    """
+    layers = _require_layers(model)
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append(f"{path}.{name}")
+    for path, layer in layers:
+        shared = owners[id(layer.frozen_weight)]
+        if len(shared) > 1:
+            raise AdapterError(
+                "E-ADPT-108",
+                f"the weight of {path} is tied ({', '.join(shared)}), so merging would change the other layer too",
+                fix="Untie the weights first, or keep the adapter unmerged",
+            )
+    for _, layer in layers:
+        layer.merge()
+    for _, layer in layers:
+        layer.forget_unmerged()
+    return _take_off(model)
 
 
-def _take_off(model: nn.Module, *, keep_update: bool) -> nn.Module:
-    """Replace every LoRA layer by the plain layer, with or without the update in its weight."""
+def _require_layers(model: nn.Module) -> list[tuple[str, MergeableLayer]]:
+    """Return the LoRA layers, of which there must be some."""
     layers = list(lora_layers(model))
     if not layers:
         raise AdapterError("E-ADPT-69", "the model has no LoRA layer; it is already merged or never had one")
-    for path, layer in layers:
-        if keep_update:
-            layer.merge()
-            layer.forget_unmerged()
-        else:
-            layer.unmerge()
-        model.set_submodule(path, layer.release())
+    return layers
+
+
+def _take_off(model: nn.Module) -> nn.Module:
+    """Put the plain layers back and restore requires_grad."""
+    if isinstance(model, MergeableLayer):
+        return model.release()
+    for _, layer in list(lora_layers(model)):
+        # The output projection of an attention layer goes with it.
+        if any(module is layer for module in model.modules()):
+            _replace(model, layer, layer.release())
     injection = injection_of(model)
     if injection is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = injection.trainable[name]
-        object.__delattr__(model, "_lorakeet_injection")
+        object.__delattr__(model, _NOTE)
     return model
 
 
-def _wrap(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
-    """Build the LoRA layer that takes the place of `module`."""
-    build = _BUILDERS.get(type(module))
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands; one module may stand in several places."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new
+
+
+def _unfreeze_biases(model: nn.Module, config: LoraConfig) -> None:
+    """Let the biases train that `config.bias` names."""
+    if config.bias == "all":
+        for name, parameter in model.named_parameters():
+            if name == "bias" or name.endswith(".bias"):
+                parameter.requires_grad = True
+    elif config.bias == "lora_only":
+        for _, layer in lora_layers(model):
+            bias = getattr(layer, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                bias.requires_grad = True
+
+
+def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer for `module`, without its weights yet; refuse what cannot have one."""
+    if is_transformers_conv1d(module):
+        build: Builder | None = _conv1d_hf
+    else:
+        build = BUILDERS.get(type(module))
+    kind = type(module).__name__
     if build is None:
+        base = next((known.__name__ for known in BUILDERS if isinstance(module, known)), None)
+        why = f"it extends {base}, and its own behaviour would be lost" if base else "it has no weight of a known kind"
         raise ConfigError(
             "E-CFG-102",
-            f"{target.path} is a {type(module).__name__}, which LoRA cannot go onto",
+            f"{target.path} is a {kind}; LoRA cannot go onto it, since {why}",
             place="target_modules",
+            fix="Leave it out with exclude_modules, or name the layers inside it",
         )
-    layer = build(module, target, config)
-    layer.adopt(module, target.scaling)
-    return layer
+    if config.lora_dropout > 0 and isinstance(module, nn.MultiheadAttention):
+        raise ConfigError(
+            "E-CFG-103",
+            f"{target.path} is a {kind}, whose projections take no dropout of their own",
+            place="lora_dropout",
+            fix="Set lora_dropout to 0",
+        )
+    if isinstance(module, nn.Linear) and config.lora_dropout == 0 and _is_read(model, module):
+        return read_linear(module, r=target.r, lora_alpha=target.lora_alpha)
+    return build(module, target, config)
+
+
+def _is_read(model: nn.Module, module: nn.Module) -> bool:
+    """Tell whether torch reads the weight of this linear layer instead of calling it."""
+    readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    return any(
+        child is module for parent in model.modules() if isinstance(parent, readers) for child in parent.children()
+    )
 
 
 def _linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
@@ -130,4 +218,97 @@ def _linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableL
     )
 
 
-_BUILDERS: dict[type[nn.Module], Callable[[nn.Module, Target, LoraConfig], MergeableLayer]] = {nn.Linear: _linear}
+def _read_linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Refuse dropout on an output projection of attention, whose forward nobody calls."""
+    raise ConfigError(
+        "E-CFG-103",
+        f"{target.path} is read by the layer around it, so its input takes no dropout",
+        place="lora_dropout",
+        fix="Set lora_dropout to 0",
+    )
+
+
+def _embedding(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer of an nn.Embedding, on the meta device."""
+    assert isinstance(module, nn.Embedding)
+    return Embedding(
+        module.num_embeddings,
+        module.embedding_dim,
+        r=target.r,
+        lora_alpha=target.lora_alpha,
+        merge_weights=False,
+        padding_idx=module.padding_idx,
+        max_norm=module.max_norm,
+        norm_type=module.norm_type,
+        scale_grad_by_freq=module.scale_grad_by_freq,
+        sparse=module.sparse,
+        device="meta",
+    )
+
+
+def _conv(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer of a convolution."""
+    groups = getattr(module, "groups", 1)
+    if target.r % groups:
+        raise ConfigError(
+            "E-CFG-104",
+            f"r is {target.r}, but {target.path} has {groups} groups, which must divide it",
+            place="r",
+            fix=f"Use a multiple of {groups}, or rank_pattern for this layer",
+        )
+    return adapted_conv(module, r=target.r, lora_alpha=target.lora_alpha, lora_dropout=config.lora_dropout)
+
+
+def _attention(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer of an nn.MultiheadAttention."""
+    assert isinstance(module, nn.MultiheadAttention)
+    if not module._qkv_same_embed_dim:
+        raise ConfigError(
+            "E-CFG-104",
+            f"{target.path} has keys or values of another width (kdim, vdim), so it has no packed projection",
+            place="target_modules",
+            fix=f"Name {target.path}.out_proj to adapt its output projection alone",
+        )
+    return adapted_attention(module, r=target.r, lora_alpha=target.lora_alpha)
+
+
+def _conv1d_hf(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer of transformers' Conv1D."""
+    from lorakeet.lora.conv1d_hf import adapted_conv1d
+
+    return adapted_conv1d(module, r=target.r, lora_alpha=target.lora_alpha, lora_dropout=config.lora_dropout)
+
+
+BUILDERS: dict[type[nn.Module], Builder] = {
+    nn.Linear: _linear,
+    NonDynamicallyQuantizableLinear: _read_linear,
+    nn.Embedding: _embedding,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.MultiheadAttention: _attention,
+}
+"""Which layer takes the place of which; exact types, so that no subclass loses what it adds."""
+
+
+def peft_path(model: nn.Module, path: str) -> str:
+    """Return the path PEFT gives a LoRA layer: it wraps an attention layer, so what lies inside is one level down."""
+    parent, _, name = path.rpartition(".")
+    inside = name == "out_proj" and isinstance(model.get_submodule(parent), MultiheadAttention)
+    return f"{parent}.base_layer.{name}" if inside else path
+
+
+def adapter_extras(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
+    """Return what the adapter holds beside LoRA, live, under PEFT's names: biases and modules_to_save."""
+    layers = dict(lora_layers(model))
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        if last != "bias" or config.bias == "none" or (config.bias == "lora_only" and path not in layers):
+            continue
+        tensors[f"{peft_path(model, path)}.base_layer.bias" if path in layers else name] = parameter.data
+    injection = injection_of(model)
+    for path in injection.saved_modules if injection is not None else ():
+        state = model.get_submodule(path).state_dict()
+        tensors.update({f"{path}.{name}": tensor for name, tensor in state.items()})
+    return tensors

@@ -1,59 +1,92 @@
 """loralib's layers, with its signatures, parameter names, shapes, initialisation and numbers.
 
-data in: the activations of the layer that is replaced → out: the same with `scaling * B @ A` added to the weight.
-A layer is frozen in `weight` only; which other parameters train is decided by `mark_only_lora_as_trainable`.
-Legend: T tokens (any leading axes), I input width, O output width, R rank.
+data in: the activations of the layer that is replaced → out: the same, computed with `W + scaling * B @ A`.
+A layer freezes its `weight` only; which other parameters train is decided by `mark_only_lora_as_trainable`.
+Legend: T tokens (any leading axes), I input width, O output width, R rank, N number of embeddings.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorakeet.errors import ConfigError
+from lorakeet.lora.conv import Conv1d as Conv1d
+from lorakeet.lora.conv import Conv2d as Conv2d
+from lorakeet.lora.conv import Conv3d as Conv3d
+from lorakeet.lora.conv import ConvLoRA as ConvLoRA
 from lorakeet.lora.merging import LoRALayer as LoRALayer
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.ops.lora_linear import lora_linear
+from lorakeet.ops.lora_linear import add_lora, is_exact, lora_linear
 
 
 class LinearLoRA(MergeableLayer):
     """The update of a linear layer whose weight is (out, in), or (in, out) with `fan_in_fan_out`."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    fan_in_fan_out: bool = False
+    weight: Tensor
+    bias: Any
+    fan_in_fan_out = False
 
-    def _add_lora_parameters(self, in_features: int, out_features: int, **factory: Any) -> None:
+    def _add_lora_parameters(self, in_features: int, out_features: int) -> None:
         """Create A (r, in) and B (out, r), uninitialised, and freeze the weight."""
-        self.lora_A = nn.Parameter(torch.empty((self.r, in_features), **factory))
-        self.lora_B = nn.Parameter(torch.empty((out_features, self.r), **factory))
-        self.scaling = self.lora_alpha / self.r
-        self.weight.requires_grad = False
+        weight = self.frozen_weight
+        self.lora_A = nn.Parameter(weight.new_empty((self.r, in_features)))
+        self.lora_B = nn.Parameter(weight.new_empty((out_features, self.r)))
+        weight.requires_grad = False
 
     def reset_lora_parameters(self) -> None:
         """Draw A as nn.Linear draws its weight, and set B to zero: the update starts at zero."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
-    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Compute `scaling * B @ A` in the shape of the weight."""
-        dtype = dtype or self.lora_A.dtype
-        delta_OI = self.lora_B.to(dtype) @ self.lora_A.to(dtype)
-        return (delta_OI.transpose(0, 1) if self.fan_in_fan_out else delta_OI) * self.scaling
+    def delta_weight(self, dtype: torch.dtype) -> Tensor:
+        """Compute `scaling * B @ A` in the shape of the weight and in `dtype`."""
+        return self._as_stored(self.lora_B.to(dtype) @ self.lora_A.to(dtype)) * self.scaling
+
+    def _as_stored(self, matrix_OI: Tensor) -> Tensor:
+        """Turn (out, in) into the layout of the weight, and back."""
+        return matrix_OI.transpose(0, 1) if self.fan_in_fan_out else matrix_OI
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in) → (..., out)."""
-        weight_OI = self.weight.transpose(0, 1) if self.fan_in_fan_out else self.weight
+        weight_OI = self._as_stored(self.weight)
         if self.merged or self.r == 0:
             return F.linear(x, weight_OI, self.bias)
         return lora_linear(x, weight_OI, self.bias, self.lora_A, self.lora_B, self.scaling, self.lora_dropout(x))
 
+    def _plain(self) -> nn.Module:
+        out_features, in_features = self._as_stored(self.weight).shape
+        plain = nn.Linear(in_features, out_features, bias=self.bias is not None, device="meta")
+        weight = self.frozen_weight
+        plain.weight = nn.Parameter(weight.data.transpose(0, 1).contiguous()) if self.fan_in_fan_out else weight
+        plain.weight.requires_grad = True
+        if self.bias is not None:
+            plain.bias = self.bias
+        return plain.train(self.training)
+
+    def _reset_linear(self) -> None:
+        """Draw weight and bias as nn.Linear does, then A and B."""
+        self.unmerge()
+        # nn.Linear reads the fan-in off the shape, so it must see (out, in).
+        self.weight.data = self._as_stored(self.weight.data)
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+        self.weight.data = self._as_stored(self.weight.data)
+        # nn.Linear's constructor calls this before A and B exist.
+        if self.r > 0:
+            self.reset_lora_parameters()
+
 
 class Linear(LinearLoRA, nn.Linear):
-    """nn.Linear with a low-rank update: A (r, in_features), B (out_features, r).
+    """nn.Linear with an update of rank r: A (r, in_features), B (out_features, r).
 
-    `fan_in_fan_out` stores the weight as (in_features, out_features), as GPT-2's Conv1D does.
+    `h = x Wᵀ + bias + (lora_alpha / r) · dropout(x) Aᵀ Bᵀ` (Hu et al. 2021, arXiv:2106.09685, equation 3). A is drawn
+    as nn.Linear draws weights and B is zero, so training starts from the pretrained layer. `lora_alpha` only scales
+    the update: twice the alpha is about twice the learning rate, and keeping it while r changes keeps the scale.
+    `lora_dropout` acts on the input of the update alone, while training. `fan_in_fan_out` stores the weight as
+    (in_features, out_features), as GPT-2's Conv1D does. `merge_weights` merges on eval() and unmerges on train().
     """
 
     def __init__(
@@ -70,7 +103,7 @@ class Linear(LinearLoRA, nn.Linear):
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         self._setup_lora(r, lora_alpha, lora_dropout, merge_weights)
         if r > 0:
-            self._add_lora_parameters(in_features, out_features, dtype=self.weight.dtype, device=self.weight.device)
+            self._add_lora_parameters(in_features, out_features)
         # loralib draws the weight a second time; so do we, for the same numbers from the same seed.
         self.reset_parameters()
         self.fan_in_fan_out = fan_in_fan_out
@@ -79,11 +112,221 @@ class Linear(LinearLoRA, nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias as nn.Linear does, then A and B."""
+        self._reset_linear()
+
+
+class MergedLinear(LinearLoRA, nn.Linear):
+    """Several linear layers in one matrix, such as q, k and v, of which some get an update of their own.
+
+    The out_features are cut into `len(enable_lora)` slices; slice i has its own pair where `enable_lora[i]`:
+    A (r * n_on, in_features) holds the pairs' A one under the other, B (out_features / len * n_on, r) their B. Slices
+    have equal sizes, as in loralib, unless `slice_sizes` gives them: grouped-query attention has small k and v.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        r: int = 0,
+        lora_alpha: float = 1,
+        lora_dropout: float = 0.0,
+        enable_lora: Sequence[bool] = (False,),
+        fan_in_fan_out: bool = False,
+        merge_weights: bool = True,
+        slice_sizes: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.enable_lora = list(enable_lora)
+        self.slice_sizes = _slices(out_features, self.enable_lora, slice_sizes)
+        if r > 0 and not any(self.enable_lora):
+            raise ConfigError(
+                "E-CFG-111",
+                f"enable_lora is {self.enable_lora}, so no slice would have an update, but r is {r}",
+                place="MergedLinear",
+                fix="Set an entry to True, or r to 0 for the plain layer",
+            )
+        nn.Linear.__init__(self, in_features, out_features, **kwargs)
+        self._setup_lora(r, lora_alpha, lora_dropout, merge_weights)
+        if r > 0:
+            self._add_lora_parameters(in_features, out_features)
+            num_on, rows = sum(map(bool, self.enable_lora)), sum(self._enabled_sizes)
+            self.lora_A = nn.Parameter(self.weight.new_empty((r * num_on, in_features)))
+            self.lora_B = nn.Parameter(self.weight.new_empty((rows, r)))
+        self.reset_parameters()
+        self.fan_in_fan_out = fan_in_fan_out
+        if fan_in_fan_out:
+            self.weight.data = self.weight.data.transpose(0, 1).contiguous()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as nn.Linear does, then A and B."""
+        self._reset_linear()
+
+    @property
+    def _enabled_sizes(self) -> list[int]:
+        """The sizes of the slices that have an update."""
+        return [size for size, on in zip(self.slice_sizes, self.enable_lora, strict=True) if on]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., in) → (..., out)."""
+        result = F.linear(x, self._as_stored(self.weight), self.bias)
+        if self.merged or self.r == 0:
+            return result
+        if not is_exact(result, self.lora_A):
+            return add_lora(result, self.lora_dropout(x), self.lora_A, self._wide_B(), self.scaling)
+        # loralib multiplies with the whole update; in float32 so do we, for its numbers to the bit.
+        result += self.lora_dropout(x) @ self._delta_OI(self.lora_A.dtype).transpose(0, 1) * self.scaling
+        return result
+
+    def delta_weight(self, dtype: torch.dtype) -> Tensor:
+        """Compute `scaling * B_i @ A_i` in the rows of each enabled slice, zero elsewhere."""
+        return self._as_stored(self._delta_OI(dtype)) * self.scaling
+
+    def _delta_OI(self, dtype: torch.dtype) -> Tensor:
+        """Compute the unscaled update, (out, in)."""
+        lora_A, lora_B = self.lora_A.to(dtype), self.lora_B.to(dtype)
+        sizes = self._enabled_sizes
+        if len(set(sizes)) == 1:
+            # A grouped convolution over width 1 is loralib's batched B_i @ A_i.
+            rows = F.conv1d(lora_A.unsqueeze(0), lora_B.unsqueeze(-1), groups=len(sizes)).squeeze(0)
+        else:
+            pairs = zip(lora_B.split(sizes), lora_A.split(self.r), strict=True)
+            rows = torch.cat([slice_B @ slice_A for slice_B, slice_A in pairs])
+        return self._spread(list(rows.split(sizes)))
+
+    def _spread(self, blocks: list[Tensor]) -> Tensor:
+        """Put one block of rows into each enabled slice, and zeros into the others."""
+        rest = iter(blocks)
+        width = blocks[0].shape[1]
+        return torch.cat(
+            [
+                next(rest) if on else blocks[0].new_zeros((size, width))
+                for size, on in zip(self.slice_sizes, self.enable_lora, strict=True)
+            ]
+        )
+
+    def _wide_B(self) -> Tensor:
+        """Return B as (out, r * n_on), so that `wide_B @ A` is the whole update."""
+        blocks = self.lora_B.split(self._enabled_sizes)
+        last = len(blocks) - 1
+        return self._spread([F.pad(block, (at * self.r, (last - at) * self.r)) for at, block in enumerate(blocks)])
+
+    @property
+    def peft_rank(self) -> int:
+        """The rank of the same update in PEFT's form: the pairs side by side."""
+        return self.lora_A.shape[0]
+
+    def to_peft(self) -> dict[str, Tensor]:
+        """Return the update as the tensors of PEFT's Linear, of rank r * n_on."""
+        return {"lora_A.weight": self.lora_A.detach(), "lora_B.weight": self._wide_B().detach()}
+
+    def _copy_from_peft(self, tensors: Any) -> None:
+        self.lora_A.copy_(tensors["lora_A.weight"])
+        slices = zip(tensors["lora_B.weight"].split(self.slice_sizes), self.enable_lora, strict=True)
+        blocks = [block for block, on in slices if on]
+        self.lora_B.copy_(torch.cat([block[:, at * self.r : (at + 1) * self.r] for at, block in enumerate(blocks)]))
+
+
+class Embedding(MergeableLayer, nn.Embedding):
+    """nn.Embedding with an update of rank r: A (r, num_embeddings), B (embedding_dim, r).
+
+    Here A starts at zero and B is drawn, the other way round than in Linear. That is loralib's choice and kept: a row
+    of A belongs to one token and trains only where the token occurs, so a zero A leaves tokens that never occur
+    exactly as they were, and B, which all tokens share, gives the first gradients of A something to act on.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        r: int = 0,
+        lora_alpha: float = 1,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, **kwargs)
+        self._setup_lora(r, lora_alpha, 0.0, merge_weights)
+        if r > 0:
+            self.lora_A = nn.Parameter(self.weight.new_empty((r, num_embeddings)))
+            self.lora_B = nn.Parameter(self.weight.new_empty((embedding_dim, r)))
+            self.weight.requires_grad = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight as nn.Embedding does, then A and B."""
         self.unmerge()
-        if self.fan_in_fan_out:
-            self.weight.data = self.weight.data.transpose(0, 1)
-        nn.Linear.reset_parameters(self)
-        if self.fan_in_fan_out:
-            self.weight.data = self.weight.data.transpose(0, 1)
+        nn.Embedding.reset_parameters(self)
         if self.r > 0:
             self.reset_lora_parameters()
+
+    def reset_lora_parameters(self) -> None:
+        """Set A to zero and draw B: the update starts at zero."""
+        nn.init.zeros_(self.lora_A)
+        nn.init.normal_(self.lora_B)
+
+    def delta_weight(self, dtype: torch.dtype) -> Tensor:
+        """Compute `scaling * (B @ A)ᵀ`, (num_embeddings, embedding_dim)."""
+        return (self.lora_B.to(dtype) @ self.lora_A.to(dtype)).transpose(0, 1) * self.scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look the indices up: (...) → (..., embedding_dim)."""
+        if self.r == 0:
+            return nn.Embedding.forward(self, x)
+        # With max_norm a lookup shortens rows of the weight it is given, so only the frozen rows may pass through it:
+        # a merged row has been shortened before the update was added.
+        max_norm = None if self.merged else self.max_norm
+        result = F.embedding(
+            x, self.weight, self.padding_idx, max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
+        if self.merged:
+            return result
+        low_TR = F.embedding(
+            x, self.lora_A.transpose(0, 1), self.padding_idx, None, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
+        result += ((low_TR @ self.lora_B.transpose(0, 1)) * self.scaling).to(result.dtype)
+        return result
+
+    def _mergeable_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight with every row shortened to max_norm, as a lookup would."""
+        if self.max_norm is None:
+            return weight
+        every_row = torch.arange(self.num_embeddings, device=weight.device)
+        return torch.embedding_renorm_(weight.detach().clone(), every_row, self.max_norm, self.norm_type)
+
+    def _plain(self) -> nn.Module:
+        plain = nn.Embedding(
+            self.num_embeddings,
+            self.embedding_dim,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+            device="meta",
+        )
+        plain.weight = self.frozen_weight
+        plain.weight.requires_grad = True
+        return plain.train(self.training)
+
+    def to_peft(self) -> dict[str, Tensor]:
+        """Return the update as the tensors of PEFT's Embedding."""
+        return {"lora_embedding_A": self.lora_A.detach(), "lora_embedding_B": self.lora_B.detach()}
+
+    def _copy_from_peft(self, tensors: Any) -> None:
+        self.lora_A.copy_(tensors["lora_embedding_A"])
+        self.lora_B.copy_(tensors["lora_embedding_B"])
+
+
+def _slices(out_features: int, enable_lora: list[bool], sizes: Sequence[int] | None) -> list[int]:
+    """Return the sizes of the slices, checked."""
+    count = len(enable_lora)
+    if sizes is None and count > 0 and out_features % count == 0:
+        return [out_features // count] * count
+    if sizes is not None and len(sizes) == count and sum(sizes) == out_features and min(sizes, default=0) > 0:
+        return list(sizes)
+    given = f"slice_sizes {list(sizes)}" if sizes is not None else f"{count} equal slices"
+    raise ConfigError(
+        "E-CFG-112",
+        f"{given} do not make up the {out_features} out_features with one entry of enable_lora each",
+        place="MergedLinear",
+        fix="Pass slice_sizes, for example [q_size, kv_size, kv_size]",
+    )

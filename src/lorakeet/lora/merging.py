@@ -10,11 +10,13 @@ aside and unmerging brings that very tensor back, so any number of cycles return
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lorakeet.errors import AdapterError, ConfigError
 
 _HOOKS = (
     "_forward_hooks",
@@ -36,6 +38,10 @@ class LoRALayer:
     """
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
+        if r < 0:
+            raise ConfigError(
+                "E-CFG-37", f"r is {r}; 0 is the plain layer", place=type(self).__name__, fix="Use r >= 0"
+            )
         self.r = r
         self.lora_alpha = lora_alpha
         # Always a module: loralib's lambda for 0 cannot be pickled.
@@ -60,23 +66,30 @@ class MergeableLayer(LoRALayer, nn.Module):
     def _setup_lora(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
         """Set what LoRALayer holds, and watch saving and loading. Call it after the base class's constructor."""
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
+        if r > 0:
+            self.scaling = lora_alpha / r
         self._merge_after_load = False
         self.register_state_dict_post_hook(_save_unmerged_weight)
         self.register_load_state_dict_post_hook(_merge_again)
 
     @property
     def _weight_owner(self) -> nn.Module:
-        """The module whose `weight` the update belongs to."""
+        """The module that holds the weight the update belongs to."""
         return self
 
+    _weight_name = "weight"
     _weight_key = "weight"
 
-    @abstractmethod
-    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Compute the update `scaling * B @ A` in the shape of the weight.
+    @property
+    def frozen_weight(self) -> nn.Parameter:
+        """The parameter that the update belongs to."""
+        weight = self._weight_owner._parameters[self._weight_name]
+        assert weight is not None
+        return weight
 
-        `dtype` is the type to compute in; by default that of lora_A.
-        """
+    @abstractmethod
+    def delta_weight(self, dtype: torch.dtype) -> Tensor:
+        """Compute the update `scaling * B @ A` in the shape of the weight and in `dtype`."""
 
     @abstractmethod
     def reset_lora_parameters(self) -> None:
@@ -87,7 +100,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         if self.merged:
             return
         if self.r > 0:
-            weight = self._weight_owner.get_parameter("weight")
+            weight = self.frozen_weight
             with torch.no_grad():
                 # Half-precision weights get the float32 update and are rounded once.
                 wide = torch.promote_types(weight.dtype, torch.float32)
@@ -99,7 +112,7 @@ class MergeableLayer(LoRALayer, nn.Module):
     def unmerge(self) -> None:
         """Bring back the weight as it was before `merge`, to the bit."""
         if self._unmerged_weight is not None:
-            self._weight_owner.get_parameter("weight").data = self._unmerged_weight
+            self.frozen_weight.data = self._unmerged_weight
             self._unmerged_weight = None
         self.merged = False
 
@@ -119,22 +132,62 @@ class MergeableLayer(LoRALayer, nn.Module):
             getattr(self, name).update(getattr(module, name))
         self._replaced = (module,)
         # Adapters are float32 whatever the base is: the small updates of training would round away in bfloat16.
-        self._new_lora_parameters(torch.float32, self._weight_owner.get_parameter("weight").device)
+        self._new_lora_parameters(torch.float32, self.frozen_weight.device)
         self.scaling = scaling
         nn.Module.train(self, module.training)
 
     def release(self) -> nn.Module:
         """Give back the layer that was adopted, with the parameters as they are now and without LoRA."""
+        if not self._replaced:
+            return self._plain()
         (module,) = self._replaced
         for name in module._parameters:
             module._parameters[name] = self._parameters[name]
         return module.train(self.training)
+
+    def _plain(self) -> nn.Module:
+        """Build the plain layer that a layer made by hand extends, with its parameters."""
+        raise AdapterError("E-ADPT-111", f"a {type(self).__name__} extends no plain layer that could take its place")
 
     def _new_lora_parameters(self, dtype: torch.dtype, device: torch.device) -> None:
         """Put fresh A and B of the same shapes, in `dtype` on `device`."""
         self.lora_A = nn.Parameter(torch.empty(self.lora_A.shape, dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.empty(self.lora_B.shape, dtype=dtype, device=device))
         self.reset_lora_parameters()
+
+    @property
+    def peft_rank(self) -> int:
+        """The rank of the same update in PEFT's form, A then B."""
+        return self.r
+
+    def to_peft(self) -> dict[str, Tensor]:
+        """Return the update as the tensors of PEFT's layer, by their names within it."""
+        return {"lora_A.weight": self.lora_A.detach(), "lora_B.weight": self.lora_B.detach()}
+
+    def from_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the update from tensors of the names and shapes that `to_peft` returns.
+
+        Raises:
+            AdapterError: E-ADPT-109 where the layer's own form cannot express them.
+        """
+        merged = self.merged
+        self.unmerge()
+        with torch.no_grad():
+            self._copy_from_peft(tensors)
+        exact = all(torch.equal(kept, tensors[name].to(kept)) for name, kept in self.to_peft().items())
+        if merged:
+            self.merge()
+        if not exact:
+            raise AdapterError(
+                "E-ADPT-109",
+                f"a {type(self).__name__} cannot hold this update: it has parts that the layer does not train",
+                fix="Load it into a plain layer instead, which load_adapter gives LoRA",
+            )
+
+    def _copy_from_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy into lora_A and lora_B; a layer with another form than PEFT's turns them round here."""
+        self.lora_A.copy_(tensors["lora_A.weight"])
+        self.lora_B.copy_(tensors["lora_B.weight"])
 
     def _mergeable_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that the update is added to."""

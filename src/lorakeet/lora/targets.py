@@ -17,6 +17,7 @@ from lorakeet.errors import ConfigError
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
 _SHOWN = 12
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def matches_any(names: Iterable[str], path: str) -> bool:
     return any(name_matches(name, path) for name in names)
 
 
-def find_targets(model: nn.Module, config: LoraConfig, supported: tuple[type[nn.Module], ...]) -> list[Target]:
+def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.Module]]:
     """Return the modules that `config` names, in the order of the model.
 
     Raises:
@@ -49,16 +50,50 @@ def find_targets(model: nn.Module, config: LoraConfig, supported: tuple[type[nn.
     modules = dict(model.named_modules())
     if names == [ALL_LINEAR]:
         heads = _output_heads(model)
-        paths = [path for path, module in modules.items() if is_linear(module) and path not in heads and path]
+        paths = [path for path, module in modules.items() if path and is_linear(module) and path not in heads]
     else:
         for name in names:
             if not any(name_matches(name, path) for path in modules):
-                raise _matches_nothing(name, modules, supported)
-        paths = [path for path in modules if matches_any(names, path)]
+                raise _matches_nothing(name, modules)
+        paths = [path for path in modules if path and matches_any(names, path)]
     paths = [path for path in paths if not _is_excluded(path, config) and _in_layers(path, names, config)]
+    # An attention layer brings LoRA to its output projection itself.
+    attention = {path for path in paths if isinstance(modules[path], nn.MultiheadAttention)}
+    paths = [
+        path for path in paths if path.removesuffix(".out_proj") == path or path[: -len(".out_proj")] not in attention
+    ]
     if not paths:
-        raise _matches_nothing(", ".join(names), modules, supported)
-    return [target_of(path, config) for path in paths]
+        raise _matches_nothing(", ".join(names), modules)
+    return [(target_of(path, config), modules[path]) for path in paths]
+
+
+def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """Return the modules that modules_to_save names, by their paths.
+
+    Raises:
+        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-105 where a weight is tied to another module.
+    """
+    names = config.modules_to_save or []
+    modules = dict(model.named_modules())
+    for name in names:
+        if not any(name_matches(name, path) for path in modules):
+            raise ConfigError(
+                "E-CFG-42", f'"{name}" matches 0 modules', place="modules_to_save", fix="Correct the name"
+            )
+    saved = {path: module for path, module in modules.items() if path and matches_any(names, path)}
+    # A module inside a saved module goes with it.
+    saved = {path: module for path, module in saved.items() if not any(path.startswith(f"{other}.") for other in saved)}
+    for path, module in saved.items():
+        own = {id(parameter) for parameter in module.parameters()}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) in own and not name.startswith(f"{path}."):
+                raise ConfigError(
+                    "E-CFG-105",
+                    f"{path} is tied to {name}, so training it in full would change both or part them",
+                    place="modules_to_save",
+                    fix="Leave it out, or untie the weights first",
+                )
+    return saved
 
 
 def target_of(path: str, config: LoraConfig) -> Target:
@@ -131,12 +166,12 @@ def layer_index(path: str, layers_pattern: str | list[str] | None) -> int | None
     return None
 
 
-def _matches_nothing(name: str, modules: dict[str, nn.Module], supported: tuple[type[nn.Module], ...]) -> ConfigError:
+def _matches_nothing(name: str, modules: dict[str, nn.Module]) -> ConfigError:
     """Say that a target matches nothing, and what would match."""
     usable: list[str] = []
     for path, module in modules.items():
         last = path.rpartition(".")[2]
-        if path and (isinstance(module, supported) or is_transformers_conv1d(module)):
+        if path and (isinstance(module, _ADAPTABLE) or is_transformers_conv1d(module)):
             usable.append(path if last.isdigit() else last)
     found = list(dict.fromkeys(usable))
     if not found:
