@@ -125,14 +125,25 @@ def _prove_answers(
         if last not in tokenizer.stop_ids:
             token = tokenizer.decode([last])
             raise _failed("132", f'the end token "{token}" is not among the model\'s stop ids', example)
-        opened_by_control = example.input_ids[start - 1] in tokenizer.control_ids
-        if opened_by_control and tokenizer.prepends_space:
-            text = text.removeprefix(" ")
-        if template.holds_answer(text, turn.message):
-            continue
-        normalized = replace(turn.message, content=tokenizer.normalize(turn.message.content))
-        if not template.holds_answer(text, normalized):
+        after_control = example.input_ids[start - 1] in tokenizer.control_ids
+        if not any(_holds(one, turn, tokenizer, template) for one in _readings(text, after_control, tokenizer)):
             raise _failed("131", "the supervised tokens do not decode to the answer", example)
+
+
+def _readings(text: str, after_control: bool, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """List what a decoded span may stand for, given the space that the tokenizer puts after a control token."""
+    if not (after_control and tokenizer.prepends_space):
+        return (text,)
+    bare = text.removeprefix(" ")
+    return (bare, text) if tokenizer.merges_leading_space else (bare,)
+
+
+def _holds(text: str, turn: _Turn, tokenizer: Tokenizer, template: Template) -> bool:
+    """Compare with the answer as it is, else as the tokenizer's normalizer leaves it."""
+    if template.holds_answer(text, turn.message):
+        return True
+    normalized = replace(turn.message, content=tokenizer.normalize(turn.message.content))
+    return template.holds_answer(text, normalized)
 
 
 def _failed(number: str, message: str, example: Example) -> DataError:

@@ -125,6 +125,12 @@ class Tokenizer:
         middle, continuation = self._plain["middle"], self._plain["continuation"]
         return middle is not continuation and middle.encode("a").ids != continuation.encode("a").ids
 
+    @cached_property
+    def merges_leading_space(self) -> bool:
+        """True where text after a control token gets a space only if it has none: then " a" and "a" are one."""
+        middle = self._plain["middle"]
+        return self.prepends_space and middle.encode(" a").ids == middle.encode("a").ids
+
     def token_id(self, token: str) -> int:
         """Look up one token by its text. Raises ModelError where the vocabulary lacks it."""
         found = self.full.token_to_id(token)
