@@ -151,7 +151,8 @@ def main() -> None:
     rows = "GSM8K" if workloads.gsm8k_file() else "the demo's rows"
     text = (
         f"# Throughput, {datetime.date.today()}\n\n{machine()}; commit {commit.stdout.strip() or 'unknown'}; model "
-        f"{options.model}, bf16, r={options.r}, {options.targets}; text from {rows}; medians of {options.rounds} rounds\n"
+        f"{options.model}, bf16, r={options.r}, {options.targets}; text from {rows}; medians of "
+        f"{options.rounds} rounds\n"
         f"Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`\n\n{table(measured)}\n"
     )
     print(text)

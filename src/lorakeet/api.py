@@ -181,9 +181,12 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
                 save(trainer.step)
             raise
     save_adapter(
-        model, run.adapter_directory, config=config.peft_config, base_model_name_or_path=registry.ALIASES.get(config.model, str(loaded.directory)),
+        model,
+        run.adapter_directory,
+        config=config.peft_config,
+        base_model_name_or_path=registry.public_name(config.model, loaded.directory),
         extra={"base_hash": base_hash},
-    )  # fmt: skip
+    )
     copy_tokenizer(loaded.directory, run.adapter_directory)
 
 

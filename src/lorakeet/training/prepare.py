@@ -11,11 +11,14 @@ from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Example
 from lorakeet.data.dataset import EncodedRows, encode_rows
 from lorakeet.data.read import read_conversations
-from lorakeet.data.split import hold_out
+from lorakeet.data.split import hold_out, refuse_overlap
 from lorakeet.data.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.embedded.toolcalls import held_out_conversations, training_conversations
 from lorakeet.models.cache import cache_dir
+
+MOST_HELD_OUT = 200
+"""Rows held out where the user names none; more cost time at every evaluation and tell little more."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,15 @@ def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]
     data = config.data
     rows = [row for source in data.train for row in _read(source, config, training_conversations)]
     if data.eval is not None:
-        return rows, read_held_out(data.eval, config)
+        held_out = read_held_out(data.eval, config)
+        refuse_overlap(rows, held_out)
+        return rows, held_out
     if data.train == ["demo"]:
         return rows, held_out_conversations()
-    return hold_out(rows, data.eval_fraction, config.training_config.seed)
+    fraction = min(data.eval_fraction, MOST_HELD_OUT / len(rows))
+    if len(rows) * fraction < 1:
+        return rows, []
+    return hold_out(rows, fraction, config.training_config.seed)
 
 
 def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
