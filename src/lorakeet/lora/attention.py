@@ -6,6 +6,7 @@ ignored in silence. Here these attributes are the weight with the update in it, 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,23 @@ class ReadLinear(LinearLoRA, NonDynamicallyQuantizableLinear):
         return lora_linear(x, self.frozen_weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
 
+class OutProjection(ReadLinear):
+    """The output projection of an attention layer that has LoRA as a whole.
+
+    PEFT adds this projection's update twice (its MultiheadAttention.merge adds it and then calls merge of the
+    projection). A file means what PEFT computes from it, so the update is halved on the way out and doubled on the
+    way in, both without rounding.
+    """
+
+    def to_peft(self) -> dict[str, Tensor]:
+        """Return the update as the tensors from which PEFT computes it."""
+        return {"lora_A.weight": self.lora_A.detach(), "lora_B.weight": self.lora_B.detach() / 2}
+
+    def _copy_from_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        self.lora_A.copy_(tensors["lora_A.weight"])
+        self.lora_B.copy_(tensors["lora_B.weight"] * 2)
+
+
 class MultiheadAttention(MergeableLayer, nn.MultiheadAttention):
     """nn.MultiheadAttention with one update on the packed q, k, v projection and one on the output projection.
 
@@ -85,7 +103,7 @@ class MultiheadAttention(MergeableLayer, nn.MultiheadAttention):
         """Take over an existing attention layer and put LoRA onto its output projection too."""
         super().adopt(module, scaling)
         assert isinstance(module, nn.MultiheadAttention)
-        out_proj = read_linear(module.out_proj, r=self.r, lora_alpha=self.lora_alpha)
+        out_proj = _meta_linear(OutProjection, module.out_proj, self.r, self.lora_alpha)
         out_proj.adopt(module.out_proj, scaling)
         self.out_proj = out_proj
 
@@ -99,8 +117,12 @@ class MultiheadAttention(MergeableLayer, nn.MultiheadAttention):
 
 def read_linear(module: nn.Linear, *, r: int, lora_alpha: float) -> ReadLinear:
     """Build the layer that takes the place of a linear layer whose weight is read, on the meta device."""
+    return _meta_linear(ReadLinear, module, r, lora_alpha)
+
+
+def _meta_linear(kind: type[ReadLinear], module: nn.Linear, r: int, lora_alpha: float) -> ReadLinear:
     bias = module.bias is not None
-    return ReadLinear(module.in_features, module.out_features, r, lora_alpha, bias=bias, device="meta")
+    return kind(module.in_features, module.out_features, r, lora_alpha, bias=bias, device="meta")
 
 
 def adapted_attention(module: nn.MultiheadAttention, *, r: int, lora_alpha: float) -> MultiheadAttention:

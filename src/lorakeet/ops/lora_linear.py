@@ -41,4 +41,5 @@ def add_lora(result_TO: Tensor, branch_TI: Tensor, lora_A_RI: Tensor, lora_B_OR:
     # The scale goes onto B, the smallest tensor here, before it is rounded: no pass over the activations, and one
     # rounding less.
     low_TR = F.linear(branch_TI.to(dtype), lora_A_RI.to(dtype))
-    return result_TO + F.linear(low_TR, (lora_B_OR * scaling).to(dtype))
+    result_TO += F.linear(low_TR, (lora_B_OR * scaling).to(dtype))
+    return result_TO
