@@ -17,6 +17,10 @@ _HOME = {
     "Conv1d": "lorakeet.lora.layers",
     "Conv2d": "lorakeet.lora.layers",
     "Conv3d": "lorakeet.lora.layers",
+    "LoRALayer": "lorakeet.lora.layers",
+    "ConvLoRA": "lorakeet.lora.layers",
+    "layers": "lorakeet.lora",
+    "utils": "lorakeet.lora",
     "mark_only_lora_as_trainable": "lorakeet.lora.helpers",
     "lora_state_dict": "lorakeet.lora.helpers",
     # LoRA on existing modules
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from lorakeet.api import train as train
     from lorakeet.config import LoraConfig as LoraConfig
     from lorakeet.errors import LorakeetError as LorakeetError
+    from lorakeet.lora import layers as layers
+    from lorakeet.lora import utils as utils
     from lorakeet.lora.adapter import load_adapter as load_adapter
     from lorakeet.lora.adapter import save_adapter as save_adapter
     from lorakeet.lora.helpers import lora_state_dict as lora_state_dict
@@ -50,8 +56,10 @@ if TYPE_CHECKING:
     from lorakeet.lora.layers import Conv1d as Conv1d
     from lorakeet.lora.layers import Conv2d as Conv2d
     from lorakeet.lora.layers import Conv3d as Conv3d
+    from lorakeet.lora.layers import ConvLoRA as ConvLoRA
     from lorakeet.lora.layers import Embedding as Embedding
     from lorakeet.lora.layers import Linear as Linear
+    from lorakeet.lora.layers import LoRALayer as LoRALayer
     from lorakeet.lora.layers import MergedLinear as MergedLinear
 
 
