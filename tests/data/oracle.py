@@ -10,45 +10,10 @@ import jinja2.sandbox
 
 from lorakeet.data.conversation import Conversation, Message
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "12",
-    "+",
-    "30",
-    "=",
-    "42.",
-    "Hello,",
-    "how",
-    "are",
-    "you?",
-    "straße",
-    "привет",
-    "你好",
-    "x",
-    "y;",
-    "once",
-    "far",
-    "land",
-    "don't",
-    "I'll",
-    "a",
-    "b",
-    "C++",
-    "(see)",
-    "[1]",
-    "{k:",
-    "v}",
-    "<b>",
-    '"q"',
-    "3.14",
-    "-1",
-    "100%",
-    "foo_bar",
-    "a/b",
-]
+_TEXT = """the quick brown fox 12 + 30 = 42. Hello, how are you? straße привет 你好 x y; once far land don't I'll a b
+C++ (see) [1] {k: v} <b> "q" 3.14 -1 100% foo_bar a/b"""
+WORDS = _TEXT.split()
+GAPS = (" ", " ", " ", "\n", "  ", "\n\n", ", ")
 
 
 class Oracle:

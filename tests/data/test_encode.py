@@ -17,7 +17,7 @@ from tests.data.conftest import CHATML_CONTROL, PHI3_CONTROL, trained
 def chat(*contents, place="", **last) -> Conversation:
     roles = ["user", "assistant"]
     messages = [Message(roles[i % 2], content) for i, content in enumerate(contents)]
-    return Conversation(tuple(messages[:-1]) + (replace(messages[-1], **last),), place)
+    return Conversation((*messages[:-1], replace(messages[-1], **last)), place)
 
 
 def spans_text(example, tokenizer):

@@ -70,9 +70,9 @@ def test_template_by_name_or_control_tokens():
     assert template_for(with_template(bpe, None)).name == "phi4-mini"
     assert template_for(with_template(chatml, None)).name == "phi4"
     assert template_for(bpe, name="phi3.5").name == "phi3.5"
-    with pytest.raises(ConfigError, match="E-CFG-121.*Known: phi3-mini"):
+    with pytest.raises(ConfigError, match=r"E-CFG-121.*Known: phi3-mini"):
         template_for(bpe, name="phi9")
-    with pytest.raises(ConfigError, match="E-CFG-123.*lacks: <|im_end|>"):
+    with pytest.raises(ConfigError, match=r"E-CFG-123.*lacks: <.im_end.>"):
         template_for(bpe, name="chatml")
     nothing = with_template(bpe, None, spec={**bpe.spec, "added_tokens": []}, eos_token=None, bos_token=None)
     with pytest.raises(ConfigError, match="E-CFG-122"):

@@ -8,7 +8,7 @@ Dimensions: T tokens of the batch, D documents, S supervised tokens.
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lorakeet.data.conversation import Example
@@ -31,48 +31,123 @@ class PackedBatch:
     """int64; indices of the hidden rows whose next token is a target."""
     targets_S: "torch.Tensor"
     """int64; those next tokens."""
+    parents: "torch.Tensor"
+    """int32 [D+1]; entry d + 1 is the document that document d continues, or -1. All -1 unless beginnings are shared."""
     num_supervised_tokens: int
+    num_tokens: int
+    """Tokens of the examples, each counted in full however much they share."""
 
     def to(self, device: "torch.device") -> "PackedBatch":
         """Move the batch to a device."""
         if self.input_ids_T.device == device:
             return self
-        return PackedBatch(
-            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
-            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            supervised_S=self.supervised_S.to(device, non_blocking=True),
-            targets_S=self.targets_S.to(device, non_blocking=True),
-            num_supervised_tokens=self.num_supervised_tokens,
-        )
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("input_ids_T", "position_ids_T", "cu_seqlens", "supervised_S", "targets_S", "parents")
+        }
+        return replace(self, **moved)
 
 
-def pack(examples: Sequence[Example]) -> PackedBatch:
-    """Put examples behind each other into one flat stream."""
+def pack(examples: Sequence[Example], *, share_prefixes: bool = False) -> PackedBatch:
+    """Put examples behind each other into one flat stream.
+
+    With share_prefixes, tokens that several examples begin with are in the stream once, as a segment of their own
+    which the others continue. What every example learns stays the same.
+    """
     import torch
 
-    ids: list[int] = []
-    positions: list[int] = []
-    borders: list[int] = [0]
-    rows: list[int] = []
-    targets: list[int] = []
-    for example in examples:
-        offset = len(ids)
-        ids += example.input_ids
-        positions += range(len(example.input_ids))
-        for start, end in example.spans:
-            assert 0 < start < end <= len(example.input_ids), (example.place, start, end)
-            rows += range(offset + start - 1, offset + end - 1)
-            targets += example.input_ids[start:end]
-        borders.append(len(ids))
+    stream = _Stream()
+    if share_prefixes:
+        stream.add_sharing(list(examples), depth=0, parent=-1)
+    else:
+        for example in examples:
+            stream.add([example], 0, len(example.input_ids), parent=-1)
     return PackedBatch(
-        input_ids_T=torch.tensor(ids, dtype=torch.int64),
-        position_ids_T=torch.tensor(positions, dtype=torch.int64),
-        cu_seqlens=torch.tensor(borders, dtype=torch.int32),
-        supervised_S=torch.tensor(rows, dtype=torch.int64),
-        targets_S=torch.tensor(targets, dtype=torch.int64),
-        num_supervised_tokens=len(rows),
+        input_ids_T=torch.tensor(stream.ids, dtype=torch.int64),
+        position_ids_T=torch.tensor(stream.positions, dtype=torch.int64),
+        cu_seqlens=torch.tensor(stream.borders, dtype=torch.int32),
+        supervised_S=torch.tensor(stream.rows, dtype=torch.int64),
+        targets_S=torch.tensor(stream.targets, dtype=torch.int64),
+        parents=torch.tensor([-1, *stream.parents], dtype=torch.int32),
+        num_supervised_tokens=len(stream.rows),
+        num_tokens=sum(len(example.input_ids) for example in examples),
     )
+
+
+LEAST_SHARED = 16
+"""Tokens that a shared beginning must spare, over all that share it, to be worth a segment of its own."""
+
+
+class _Stream:
+    """A token stream in the making."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.borders = [0]
+        self.parents: list[int] = []
+        self.rows: list[int] = []
+        self.targets: list[int] = []
+
+    def add(self, examples: Sequence[Example], start: int, end: int, parent: int) -> int:
+        """Append tokens start:end, which all `examples` have in common; return the segment's index.
+
+        A learned token that several examples share is learned once for each. The row that predicts the segment's
+        first token is the last one of its parent.
+        """
+        offset = len(self.ids) - start
+        self.ids += examples[0].input_ids[start:end]
+        self.positions += range(start, end)
+        before = self.borders[parent + 1] - 1 if parent >= 0 else -1
+        for example in examples:
+            for first, last in example.spans:
+                assert 0 < first < last <= len(example.input_ids), (example.place, first, last)
+                for i in range(max(first, start), min(last, end)):
+                    self.rows.append(before if i == start else offset + i - 1)
+                    self.targets.append(example.input_ids[i])
+        self.borders.append(len(self.ids))
+        self.parents.append(parent)
+        return len(self.parents) - 1
+
+    def add_sharing(self, examples: list[Example], depth: int, parent: int) -> None:
+        """Append examples that agree up to `depth`, sharing what more of them agree on."""
+        while examples:
+            group, end = _sharing_group(examples, depth)
+            examples = [example for example in examples if not any(example is member for member in group)]
+            segment = self.add(group, depth, end, parent)
+            # An example that ends with the segment is complete.
+            rest = [example for example in group if len(example.input_ids) > end]
+            if rest:
+                self.add_sharing(rest, end, segment)
+
+
+def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[list[Example], int]:
+    """Find those that share most with the first example from `depth` on, and where their common part ends.
+
+    Sharing up to a later point takes fewer examples along: the choice is the one that spares the most tokens.
+    """
+    first = examples[0]
+    common = sorted(((_common_length(first, other), i) for i, other in enumerate(examples)), reverse=True)
+    best, members = 0, 1
+    for count, (length, _) in enumerate(common, start=1):
+        saved = (length - depth) * (count - 1)
+        if saved > best:
+            best, members = saved, count
+    if best < LEAST_SHARED:
+        return [first], len(first.input_ids)
+    chosen = {i for _, i in common[:members]}
+    return [example for i, example in enumerate(examples) if i in chosen], common[members - 1][0]
+
+
+def _common_length(one: Example, other: Example) -> int:
+    """Count the tokens that both begin with."""
+    if one is other:
+        return len(one.input_ids)
+    length = min(len(one.input_ids), len(other.input_ids))
+    for i in range(length):
+        if one.input_ids[i] != other.input_ids[i]:
+            return i
+    return length
 
 
 @dataclass(frozen=True, slots=True)

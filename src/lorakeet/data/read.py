@@ -7,9 +7,11 @@ Every error names the file and the line. No template, no tokens.
 import codecs
 import csv
 import gzip
-import io
 import os
+import re
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +39,8 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """Read every row of the given files, directories or hub datasets.
 
-    A mapping gives each source a weight: 2 reads every row twice, 0.5 every second row. `format` names the rows'
+    A mapping gives each source a weight, as does a name that ends in @WEIGHT: 2 reads every row twice, 0.5 every
+    second row. `format` names the rows'
     shape instead of the keys of each file's first row; `columns` maps our keys to theirs, `roles` theirs to ours.
 
     Raises DataError at the first row that is wrong, and where there is no row at all.
@@ -67,15 +70,21 @@ def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[st
     if isinstance(source, Mapping):
         weights = {str(name): float(weight) for name, weight in source.items()}
     elif isinstance(source, str | os.PathLike):
-        weights = {os.fspath(source): 1.0}
+        weights = dict([_weighted(os.fspath(source))])
     else:
-        weights = {os.fspath(name): 1.0 for name in source}
+        weights = dict(_weighted(os.fspath(name)) for name in source)
     for name, weight in weights.items():
         if not 0 < weight <= 1000:
             raise DataError(
                 "E-DATA-116", f"weight {weight:g} is not in (0, 1000]", place=name, fix="Correct the weight"
             )
     return weights
+
+
+def _weighted(name: str) -> tuple[str, float]:
+    """Split FILE@WEIGHT; a file that really has such a name is meant itself."""
+    found = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
+    return (found[1], float(found[2])) if found and not os.path.lexists(name) else (name, 1.0)
 
 
 def _files(name: str) -> list[Path | str]:
@@ -331,6 +340,8 @@ def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
                 )
             yield here, dict(zip(header, fields, strict=True))
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise _too_large(f"{place}:{number}") from None
         code, text = ("E-DATA-9", "CSV ends early") if "unexpected end" in str(error) else ("E-DATA-101", str(error))
         raise DataError(code, text, place=f"{place}:{number}", fix="Correct the row") from None
 
@@ -360,7 +371,10 @@ def _parquet_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
         raise MissingExtraError.of("pyarrow", "dev", "reading Parquet files") from None
     if isinstance(stream, gzip.GzipFile):
         # Parquet is read from its end, which a gzip stream cannot offer.
-        stream = io.BytesIO(stream.read())
+        unpacked = tempfile.TemporaryFile()
+        shutil.copyfileobj(stream, unpacked)
+        unpacked.seek(0)
+        stream = cast(IO[bytes], unpacked)
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):

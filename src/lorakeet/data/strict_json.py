@@ -58,7 +58,7 @@ def raw_decode(text: str, start: int, place: str) -> tuple[Any, int]:
     # Both checks walk the value, and only text that looks suspicious pays for the walk.
     if text.count("{", start, end) + text.count("[", start, end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _too_deep(place)
-    if "\\ud" in text or "\\uD" in text:
+    if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         _refuse_lone_surrogates(value, place)
     return value, end
 
