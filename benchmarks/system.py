@@ -31,7 +31,7 @@ TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
 def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
     """Run the project's own step."""
     from lorakeet.config import LoraConfig, TrainingConfig
-    from lorakeet.data.pack import pack
+    from lorakeet.loss import pack_for
     from lorakeet.lora.inject import inject
     from lorakeet.models.weights import load_model
     from lorakeet.ops.hardware import keep_freed_memory
@@ -49,7 +49,7 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
     steps = []
     for at in range(0, len(rows), batch):
         start = time.perf_counter()
-        outcome = train_step(model, [pack(rows[at : at + batch])], optimizer, 1.0)
+        outcome = train_step(model, [pack_for(model, rows[at : at + batch])], optimizer, 1.0)
         steps.append(_step(rows[at : at + batch], time.perf_counter() - start, outcome.loss))
     return steps
 

@@ -16,7 +16,9 @@ IDENTITY = {"data": "d1", "base model": "b1", "training_config.seed": "1"}
 
 def state(step):
     params = {"a.lora_A": torch.full((2, 3), float(step)), "a.lora_B": torch.ones(3, 2)}
-    moments = {f"{kind}.{name}": value * 2 for name, value in params.items() for kind in ("exp_avg", "exp_avg_sq", "step")}
+    moments = {
+        f"{kind}.{name}": value * 2 for name, value in params.items() for kind in ("exp_avg", "exp_avg_sq", "step")
+    }
     return TrainerState(params, moments, {"cpu": torch.get_rng_state()}, {"step": step, "num_tokens": 9})
 
 
@@ -102,7 +104,7 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CheckpointError, match="E-CKPT-61 .*has format 99.*Upgrade"):
+    with pytest.raises(CheckpointError, match=r"E-CKPT-61 .*has format 99.*Upgrade"):
         check_manifest(path)
 
 

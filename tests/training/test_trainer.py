@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lorakeet.config import TrainingConfig
+from lorakeet.data.conversation import Example
 from lorakeet.data.pack import pack
 from lorakeet.errors import TrainingError
-from lorakeet.loss import packed_loss
+from lorakeet.loss import pack_for, packed_loss
 from lorakeet.training.metrics import Reporters
 from lorakeet.training.optim import build_optimizer
 from lorakeet.training.trainer import Trainer, check_gradients, num_steps, train_step
@@ -57,6 +58,44 @@ def test_accumulation_weighs_every_supervised_token_the_same(make_model, example
     assert outcome.num_supervised_tokens == total
     for name, param in trainable(model).items():
         torch.testing.assert_close(param.grad, truth[name], rtol=1e-6, atol=1e-6 * truth[name].abs().max().item())
+
+
+@pytest.fixture
+def overlapping():
+    """Rows with a common prompt, a conversation cut after each of its turns, one row twice, and one like no other."""
+    prompt, talk = list(range(3, 33)), [*range(40, 58), *range(3, 20)]
+    rows = [
+        Example([*prompt, *tail], ((34, 30 + len(tail)),)) for tail in ([50, 51, 52, 53, 54], [50, 51, 52, 7, 8, 9])
+    ]
+    rows += [Example(talk[:n], tuple((a, a + 4) for a in range(5, n - 4, 9))) for n in (12, 20, 35)]
+    return [*rows, rows[0], Example([60, 59, 58, 57], ((1, 4),))]
+
+
+def test_sharing_beginnings_changes_nothing_that_is_learned(make_model, overlapping):
+    results = []
+    for share in (False, True):
+        batch, model = pack(overlapping, share_prefixes=share), make_model()
+        with torch.no_grad():
+            for name, param in trainable(model).items():
+                if "lora_B" in name:
+                    param.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+        loss = packed_loss(model, batch) / batch.num_supervised_tokens
+        loss.backward()
+        results.append((batch, loss, {name: param.grad for name, param in trainable(model).items()}))
+    (separate, loss, grads), (shared, shared_loss, shared_grads) = results
+    assert len(shared.input_ids_T) < 0.6 * len(separate.input_ids_T)
+    assert shared.num_tokens == separate.num_tokens == len(separate.input_ids_T)
+    assert shared.num_supervised_tokens == separate.num_supervised_tokens
+    assert shared_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    for name, grad in grads.items():
+        assert ((shared_grads[name] - grad).norm() / grad.norm()).item() < 1e-5, name
+
+
+@pytest.mark.parametrize(("lora", "shares"), [({}, True), ({"lora_dropout": 0.1}, False)])
+def test_beginnings_are_shared_only_where_it_is_exact(make_model, overlapping, lora, shares):
+    model = make_model(**lora).train()
+    assert (len(pack_for(model, overlapping).input_ids_T) < pack(overlapping).num_tokens) == shares
+    assert len(pack_for(model.eval(), overlapping).input_ids_T) < pack(overlapping).num_tokens
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens(make_model, examples):
@@ -123,7 +162,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(make_model, example
     name, param = next(iter(trainer.named_params.items()))
     before = param.detach().clone()
     param.register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(TrainingError, match="gradient norm is (nan|inf)"):
+    with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf)"):
         trainer.run(Reporters())
     assert torch.equal(param, before), name
 

@@ -32,7 +32,7 @@ class PackedBatch:
     targets_S: "torch.Tensor"
     """int64; those next tokens."""
     parents: "torch.Tensor"
-    """int32 [D+1]; entry d + 1 is the document that document d continues, or -1. All -1 unless beginnings are shared."""
+    """int32 [D+1]; entry d + 1 is the document that document d continues, or -1, as all are without sharing."""
     num_supervised_tokens: int
     num_tokens: int
     """Tokens of the examples, each counted in full however much they share."""
@@ -112,31 +112,25 @@ class _Stream:
     def add_sharing(self, examples: list[Example], depth: int, parent: int) -> None:
         """Append examples that agree up to `depth`, sharing what more of them agree on."""
         while examples:
-            group, end = _sharing_group(examples, depth)
-            examples = [example for example in examples if not any(example is member for member in group)]
+            members, end = _sharing_group(examples, depth)
+            group = [example for i, example in enumerate(examples) if i in members]
+            examples = [example for i, example in enumerate(examples) if i not in members]
             segment = self.add(group, depth, end, parent)
             # An example that ends with the segment is complete.
-            rest = [example for example in group if len(example.input_ids) > end]
-            if rest:
-                self.add_sharing(rest, end, segment)
+            self.add_sharing([example for example in group if len(example.input_ids) > end], end, segment)
 
 
-def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[list[Example], int]:
-    """Find those that share most with the first example from `depth` on, and where their common part ends.
+def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[set[int], int]:
+    """Find the examples that share most with the first one from `depth` on, and where their common part ends.
 
     Sharing up to a later point takes fewer examples along: the choice is the one that spares the most tokens.
     """
-    first = examples[0]
-    common = sorted(((_common_length(first, other), i) for i, other in enumerate(examples)), reverse=True)
-    best, members = 0, 1
-    for count, (length, _) in enumerate(common, start=1):
-        saved = (length - depth) * (count - 1)
-        if saved > best:
-            best, members = saved, count
-    if best < LEAST_SHARED:
-        return [first], len(first.input_ids)
-    chosen = {i for _, i in common[:members]}
-    return [example for i, example in enumerate(examples) if i in chosen], common[members - 1][0]
+    common = sorted(((_common_length(examples[0], other), i) for i, other in enumerate(examples)), reverse=True)
+    spared = [(length - depth) * rank for rank, (length, _) in enumerate(common)]
+    rank = max(range(len(common)), key=spared.__getitem__)
+    if spared[rank] < LEAST_SHARED:
+        return {0}, len(examples[0].input_ids)
+    return {i for _, i in common[: rank + 1]}, common[rank][0]
 
 
 def _common_length(one: Example, other: Example) -> int:

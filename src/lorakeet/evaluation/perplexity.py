@@ -5,16 +5,12 @@ all supervised tokens divided by their number, so it does not depend on how the 
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from lorakeet.data.conversation import Example
-from lorakeet.data.pack import pack
-from lorakeet.loss import packed_loss
+from lorakeet.infer.mode import evaluating
+from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
 
 
@@ -33,27 +29,12 @@ class EvalLoss:
         return math.exp(self.loss)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, without gradients, and give each its own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    assert not any(module.training for module in model.modules())
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def evaluate_loss(model: Phi3ForCausalLM, examples: Sequence[Example], *, batch_size: int = 8) -> EvalLoss:
     """Compute the loss of `examples`, in evaluation mode."""
-    device = model.lm_head.weight.device
     total, supervised = 0.0, 0
     with evaluating(model):
         for start in range(0, len(examples), batch_size):
-            batch = pack(examples[start : start + batch_size]).to(device)
+            batch = pack_for(model, examples[start : start + batch_size])
             total += packed_loss(model, batch).item()
             supervised += batch.num_supervised_tokens
     return EvalLoss(total / supervised, supervised, len(examples))

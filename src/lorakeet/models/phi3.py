@@ -21,13 +21,21 @@ from lorakeet.ops.compiling import can_compile
 from lorakeet.ops.rope import rope_tables, rotate
 
 
+class LayerCache(Protocol):
+    """Keys and values of one layer, kept between calls."""
+
+    def attend(
+        self, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
+    ) -> torch.Tensor:
+        """Store the new keys and values and attend to all stored ones; returns (T, H * E)."""
+        ...
+
+
 class KeyValueCache(Protocol):
     """What generation hands in to keep keys and values between calls."""
 
-    def attend(
-        self, layer_idx: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor
-    ) -> torch.Tensor:
-        """Store the new keys and values of a layer and attend to all stored ones; returns (T, H * E)."""
+    def layer(self, layer_idx: int) -> LayerCache:
+        """Give the cache of one layer."""
         ...
 
 
@@ -48,9 +56,8 @@ class Phi3RMSNorm(nn.Module):
 class Phi3Attention(nn.Module):
     """Grouped-query attention with one fused projection: rows q, then k, then v."""
 
-    def __init__(self, config: Phi3Config, layer_idx: int) -> None:
+    def __init__(self, config: Phi3Config) -> None:
         super().__init__()
-        self.layer_idx = layer_idx
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.window = config.sliding_window or NO_WINDOW
@@ -64,8 +71,9 @@ class Phi3Attention(nn.Module):
         cos_TR: torch.Tensor,
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
+        parents: torch.Tensor | None,
         num_kept: int,
-        cache: KeyValueCache | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Mix the tokens of each document; returns (T, H * E), which `o_proj` is still to be applied to."""
         H, K = self.num_heads, self.num_kv_heads
@@ -73,8 +81,8 @@ class Phi3Attention(nn.Module):
         q_THE, k_TKE = rotate(qkv[:, :H], cos_TR, sin_TR), rotate(qkv[:, H : H + K], cos_TR, sin_TR)
         v_TKE = qkv[:, H + K :]
         if cache is not None:
-            return cache.attend(self.layer_idx, q_THE, k_TKE, v_TKE, cu_seqlens)
-        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, num_kept)
+            return cache.attend(q_THE, k_TKE, v_TKE, cu_seqlens, self.window)
+        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, parents, num_kept)
 
 
 class Phi3MLP(nn.Module):
@@ -93,9 +101,9 @@ class Phi3MLP(nn.Module):
 class Phi3DecoderLayer(nn.Module):
     """Attention and MLP, each after a norm and added to what came in."""
 
-    def __init__(self, config: Phi3Config, layer_idx: int) -> None:
+    def __init__(self, config: Phi3Config) -> None:
         super().__init__()
-        self.self_attn = Phi3Attention(config, layer_idx)
+        self.self_attn = Phi3Attention(config)
         self.mlp = Phi3MLP(config)
         self.input_layernorm = Phi3RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Phi3RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -106,12 +114,13 @@ class Phi3DecoderLayer(nn.Module):
         cos_TR: torch.Tensor,
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
+        parents: torch.Tensor | None = None,
         num_kept: int = 0,
         rows_S: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Apply the layer; with `rows_S`, go on after attention with those rows alone and return only them."""
-        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, num_kept, cache)
+        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, parents, num_kept, cache)
         if rows_S is not None:
             x_TD, mixed = x_TD.index_select(0, rows_S), mixed.index_select(0, rows_S)
         x_TD = x_TD + self.self_attn.o_proj(mixed)
@@ -124,7 +133,7 @@ class Phi3Model(nn.Module):
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Phi3DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Phi3DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = Phi3RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -145,6 +154,7 @@ class Phi3ForCausalLM(nn.Module):
         position_ids_T: torch.Tensor,
         cu_seqlens: torch.Tensor,
         rows_S: torch.Tensor | None = None,
+        parents: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Compute normed hidden states, (T, D) or, with `rows_S`, (S, D).
@@ -153,13 +163,15 @@ class Phi3ForCausalLM(nn.Module):
             position_ids_T: each token's position in its own document.
             cu_seqlens: document boundaries, (num_documents + 1,), from 0 to T.
             rows_S: indices of the tokens whose hidden state is wanted.
+            parents: which segments continue which, where documents share their beginnings; see `attention`.
         """
         x_TD = self.model.embed_tokens(input_ids_T)
         cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
-        num_kept = num_probabilities(cu_seqlens) if torch.is_grad_enabled() else 0
+        num_kept = num_probabilities(cu_seqlens, parents) if torch.is_grad_enabled() else 0
         last = len(self.model.layers) - 1
         for i, layer in enumerate(self.model.layers):
-            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, num_kept, rows_S if i == last else None, cache)
+            rows, layer_cache = rows_S if i == last else None, None if cache is None else cache.layer(i)
+            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, parents, num_kept, rows, layer_cache)
         return self.model.norm(x_TD)
 
     def compile_layers(self) -> None:

@@ -19,10 +19,10 @@ import torch
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.loader import iterate_steps
-from lorakeet.data.pack import PackedBatch, pack
+from lorakeet.data.pack import PackedBatch
 from lorakeet.errors import TrainingError
 from lorakeet.evaluation.perplexity import evaluate_loss
-from lorakeet.loss import packed_loss
+from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.metrics import Reporters, Row, peak_memory_bytes
@@ -68,7 +68,7 @@ def train_step(
     outcome = StepOutcome(
         loss=loss.item(),
         grad_norm=grad_norm.item(),
-        num_tokens=sum(len(batch.input_ids_T) for batch in batches),
+        num_tokens=sum(batch.num_tokens for batch in batches),
         num_supervised_tokens=supervised,
     )
     for name, value in (("loss", outcome.loss), ("gradient norm", outcome.grad_norm)):
@@ -174,8 +174,7 @@ class Trainer:
 
     def _guarded_step(self, micro_batches: list[list[Example]]) -> StepOutcome:
         """Take a step; the first one proves that a gradient reaches every adapter."""
-        device = self.model.lm_head.weight.device
-        batches = [pack(examples).to(device) for examples in micro_batches]
+        batches = [pack_for(self.model, examples) for examples in micro_batches]
         try:
             outcome = train_step(self.model, batches, self.optimizer, self.config.max_grad_norm)
         except TrainingError as error:
