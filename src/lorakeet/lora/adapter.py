@@ -80,6 +80,8 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     if not literal:
         config = config.model_copy(update={"target_modules": _modules_in(found)})
+    if config.modules_to_save:
+        config = config.model_copy(update={"modules_to_save": _saved_in(model, config.modules_to_save, found)})
     injected_here = not any(True for _ in lora_layers(model))
     if injected_here:
         _inject_for(model, config, folder)
@@ -172,6 +174,13 @@ def _modules_in(found: Mapping[str, Tensor]) -> list[str]:
     """Return the paths of the modules that saved tensors belong to."""
     paths = {name.rpartition(".lora_")[0] for name in found if ".lora_" in name}
     return sorted(path for path in paths if ".base_layer." not in path)
+
+
+def _saved_in(model: nn.Module, names: list[str], found: Mapping[str, Tensor]) -> list[str]:
+    """Return the modules that are saved in full; PEFT takes every path that ends in the text of a name."""
+    held = {name.rpartition(".")[0] for name in found if ".lora_" not in name}
+    paths = [path for path, _ in model.named_modules() if path and path.endswith(tuple(names))]
+    return [path for path in paths if any(f"{owner}.".startswith(f"{path}.") for owner in held)] or names
 
 
 def _inject_for(model: nn.Module, config: LoraConfig, folder: Path) -> None:
