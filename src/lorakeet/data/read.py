@@ -250,7 +250,7 @@ class _Window:
         size = 1 << 16
         while True:
             try:
-                value, end = strict_json.raw_decode(self.text, self.at, self.here)
+                value, end = strict_json.raw_decode(self.text, self.at, self.here, is_whole=self.ended)
             except strict_json.JsonEndsEarly:
                 if len(self.text) - self.at > MAX_ROW_BYTES:
                     raise _too_large(self.here) from None
@@ -364,17 +364,22 @@ def _csv_lines(stream: IO[bytes], place: str, notes: Notes) -> Iterator[str]:
 
 def _parquet_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
     """Read a Parquet file batch by batch."""
+    if not isinstance(stream, gzip.GzipFile):
+        yield from _parquet_batches(stream, place)
+        return
+    # Parquet is read from its end, which a gzip stream cannot offer.
+    with tempfile.TemporaryFile() as unpacked:
+        shutil.copyfileobj(stream, unpacked)
+        unpacked.seek(0)
+        yield from _parquet_batches(cast(IO[bytes], unpacked), place)
+
+
+def _parquet_batches(stream: IO[bytes], place: str) -> Iterator[Row]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError.of("pyarrow", "dev", "reading Parquet files") from None
-    if isinstance(stream, gzip.GzipFile):
-        # Parquet is read from its end, which a gzip stream cannot offer.
-        unpacked = tempfile.TemporaryFile()
-        shutil.copyfileobj(stream, unpacked)
-        unpacked.seek(0)
-        stream = cast(IO[bytes], unpacked)
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):

@@ -13,6 +13,7 @@ from lorakeet.errors import DataError
 
 MAX_DEPTH = 32
 MAX_DIGITS = 400
+_LONGEST_TOKEN = 12  # characters of an escape, a literal, or an exponent
 
 
 class JsonEndsEarly(ValueError):
@@ -35,15 +36,17 @@ def loads(text: str, place: str) -> Any:
     return value
 
 
-def raw_decode(text: str, start: int, place: str) -> tuple[Any, int]:
+def raw_decode(text: str, start: int, place: str, *, is_whole: bool = True) -> tuple[Any, int]:
     """Parse the JSON value that begins at `start`; return it and where it ends.
+
+    `is_whole` is False where `text` is a window on more: then an error close to its end may only be the cut.
 
     Raises JsonEndsEarly where more text might complete the value, DataError where nothing could.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        if _is_cut(text, error) or (not is_whole and error.pos > len(text) - _LONGEST_TOKEN):
             raise JsonEndsEarly from None
         raise DataError(
             "E-DATA-100",
@@ -61,6 +64,14 @@ def raw_decode(text: str, start: int, place: str) -> tuple[Any, int]:
     if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         _refuse_lone_surrogates(value, place)
     return value, end
+
+
+def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
+    """Tell an error that more text could mend: the rest of the text is the beginning of something."""
+    rest = text[error.pos :].rstrip()
+    literal = len(rest) < 5 and any(name.startswith(rest) for name in ("true", "false", "null", "-"))
+    escape = rest == "\\" or (rest.startswith("\\u") and len(rest) < 6)
+    return literal or escape or error.msg.startswith("Unterminated string")
 
 
 def ends_early(place: str) -> DataError:
