@@ -65,6 +65,30 @@ class Run:
         """Where the adapter lies, in PEFT's format."""
         return self.directory / "adapter"
 
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        with (self.directory / "metrics.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What came of the run, in a few numbers."""
+        steps = [row for row in self.metrics if "loss" in row]
+        held_out = [row["eval_loss"] for row in self.metrics if "eval_loss" in row]
+        last = steps[-1]
+        return {
+            "run_dir": str(self.directory),
+            "adapter": str(self.adapter_directory),
+            "steps": last["step"],
+            "loss": last["loss"],
+            "eval_loss_before": held_out[0] if held_out else None,
+            "eval_loss_after": held_out[-1] if held_out else None,
+            "train_seconds": last["elapsed_s"],
+            "tokens_per_second": round(last["num_tokens"] / last["elapsed_s"], 1),
+            "peak_memory_bytes": last["peak_memory_bytes"],
+        }
+
     def load(self) -> Loaded:
         """Load the base model with this run's adapter in it."""
         config = self.config

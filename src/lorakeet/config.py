@@ -206,9 +206,9 @@ class RunConfig(StrictModel):
     """Alias, directory or hub id."""
     data: DataConfig
     """What to learn from."""
-    training_config: TrainingConfig = Field(default_factory=TrainingConfig)
+    training_config: TrainingConfig = TrainingConfig()
     """How to train."""
-    peft_config: LoraConfig = Field(default_factory=LoraConfig)
+    peft_config: LoraConfig = LoraConfig()
     """Where the adapters go."""
 
     @model_validator(mode="before")
@@ -223,13 +223,13 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without duplicate keys, aliases or tags, that reads 2e-4 as a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError("E-CFG-34", "aliases and anchors are forbidden", place=f"{self.name}:{line}")
         if getattr(event, "tag", None) not in (None, "!"):
             raise ConfigError("E-CFG-33", f"tags are forbidden, found {event.tag}", place=f"{self.name}:{line}")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         lines: dict[Any, int] = {}

@@ -97,7 +97,7 @@ class _HeadLoss(torch.autograd.Function):
                 torch.mm(grad_logits, head_VD, out=grad_hidden[chunk])
             if grad_head is not None:
                 grad_head += grad_logits.T @ hidden
-        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.save_for_backward(grad_hidden, grad_head)  # type: ignore[arg-type]
         ctx.head_dtype = head_VD.dtype  # type: ignore[attr-defined]
         return total
 

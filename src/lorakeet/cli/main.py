@@ -11,10 +11,8 @@ import typer
 from lorakeet.cli import chat, check, demo, evaluate, merge, train
 from lorakeet.errors import LorakeetError
 
-try:
-    from typer.exceptions import ClickException
-except ImportError:  # typer before 0.29 raised click's own
-    from click import ClickException
+# The common base of what a wrong command line raises; typer names it publicly only through its heirs.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="lorakeet",
@@ -41,9 +39,9 @@ def run(arguments: list[str]) -> int:
     except LorakeetError as error:
         print(error, file=sys.stderr)
         return 2
-    except ClickException as error:
-        error.show()
-        return error.exit_code
+    except UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted.", file=sys.stderr)
         return 130
