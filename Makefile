@@ -34,3 +34,7 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.throughput
+
+# A fuzz target for each kind of file; a failure repeats, since the mutations are seeded.
+fuzz: install
+	LORAKEET_FUZZ_COUNT=20000 $(BIN)/pytest tests/fuzz
