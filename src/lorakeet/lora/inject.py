@@ -91,7 +91,8 @@ def remove(model: nn.Module) -> nn.Module:
         layer.unmerge()
     injection = injection_of(model)
     for path, module in injection.saved_modules.items() if injection is not None else ():
-        _replace(model, model.get_submodule(path), module)
+        trained = model.get_submodule(path)
+        _replace(model, trained, module.train(trained.training))
     return _take_off(model)
 
 
