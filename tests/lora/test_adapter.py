@@ -316,8 +316,11 @@ def test_an_update_that_a_layer_cannot_hold_is_refused(tmp_path: Path) -> None:
 
     lora.save_adapter(build(), tmp_path)
     change_tensors(tmp_path, lambda tensors: tensors["base_model.model.0.lora_B.weight"].fill_(1.0))
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(AdapterError, match="E-ADPT-109"):
-        lora.load_adapter(build(), tmp_path)
+        lora.load_adapter(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_numbered_modules_are_named_exactly(tmp_path: Path, fill: Fill) -> None:

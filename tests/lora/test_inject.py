@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import lorakeet as lora
 from lorakeet.errors import AdapterError, ConfigError
@@ -38,6 +39,16 @@ def test_keeps_weights_keys_hooks_and_outputs(toy: Build, ids: Tensor) -> None:
     assert not any(now[name].requires_grad for name in weights)
     assert all(parameter.requires_grad for name, parameter in now.items() if "lora_" in name)
     assert isinstance(model.get_submodule("model.layers.1.down_proj"), nn.Linear)
+
+
+def test_adapters_are_drawn_from_the_global_generator_alone(toy: Build) -> None:
+    model = toy()
+    torch.manual_seed(9)
+    lora.inject(model, config())
+    torch.manual_seed(9)
+    for _, layer in lora_layers(model):
+        assert torch.equal(layer.lora_A, nn.init.kaiming_uniform_(torch.empty_like(layer.lora_A), a=5**0.5))
+        assert not bool(layer.lora_B.any())
 
 
 def test_all_linear_leaves_the_head(toy: Build) -> None:
@@ -174,6 +185,8 @@ def odd_model() -> nn.Module:
     model.attention = nn.MultiheadAttention(4, 2, kdim=6)
     model.packed = nn.MultiheadAttention(4, 2)
     model.grouped = nn.Conv1d(4, 4, 3, groups=2)
+    model.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model.pruned = prune.identity(nn.Linear(4, 4), "weight")
     model.embed, model.lm_head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
     model.lm_head.weight = model.embed.weight
     return model
@@ -184,6 +197,8 @@ def odd_model() -> nn.Module:
     [
         ({"target_modules": ["own"]}, "E-CFG-102", "extends Linear"),
         ({"target_modules": ["box"]}, "E-CFG-102", "box is a Sequential"),
+        ({"target_modules": ["normed"]}, "E-CFG-102", "extends Linear"),
+        ({"target_modules": ["pruned"]}, "E-CFG-102", "computed from other parameters"),
         ({"target_modules": ["attention"]}, "E-CFG-104", "attention.out_proj"),
         ({"target_modules": ["packed"], "lora_dropout": 0.1}, "E-CFG-103", "dropout"),
         ({"target_modules": ["out_proj"], "lora_dropout": 0.1}, "E-CFG-103", "dropout"),

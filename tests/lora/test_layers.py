@@ -133,6 +133,17 @@ def test_merging_is_explicit_without_merge_weights() -> None:
     assert torch.equal(layer.weight, weight)
 
 
+def test_a_layer_merged_in_inference_mode_trains_on() -> None:
+    layer, x = trained(lora.Linear(6, 5, r=3)), torch.randn(4, 6, requires_grad=True)
+    with torch.inference_mode():
+        layer.eval()
+        layer(x)
+    layer(x).sum().backward()
+    layer.train()
+    layer(x).sum().backward()
+    assert bool(layer.lora_A.grad.any())
+
+
 def test_state_of_a_merged_model_loads_into_any_condition() -> None:
     source = nn.Sequential(trained(lora.Linear(4, 4, r=2)), trained(lora.Conv2d(1, 2, 3, r=2)))
     x = torch.randn(3, 4)

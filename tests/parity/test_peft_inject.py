@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import lorakeet as lora
+from lorakeet.errors import AdapterError
 from lorakeet.lora.inject import lora_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -203,6 +204,21 @@ def test_modules_to_save_that_peft_matched_by_their_endings_load(tmp_path: Path)
     here = build("llama")
     lora.load_adapter(here, tmp_path)
     torch.testing.assert_close(output(here), output(theirs))
+
+
+def test_base_weights_that_peft_saves_along_must_be_the_models(tmp_path: Path) -> None:
+    """PEFT's default for an adapted embedding."""
+    _, theirs = pair("phi3", {"target_modules": ["embed_tokens", "qkv_proj"]})
+    fill(theirs)
+    theirs.save_pretrained(tmp_path)
+    assert any(key.endswith("base_layer.weight") for key in load_file(tmp_path / "adapter_model.safetensors"))
+    here = build("phi3")
+    lora.load_adapter(here, tmp_path)
+    torch.testing.assert_close(output(here), output(theirs))
+    other = build("phi3")
+    other.get_input_embeddings().weight.data.mul_(2)
+    with pytest.raises(AdapterError, match="E-ADPT-64"):
+        lora.load_adapter(other, tmp_path)
 
 
 def test_config_file_has_what_peft_requires(tmp_path: Path) -> None:

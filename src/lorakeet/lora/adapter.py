@@ -26,6 +26,7 @@ PREFIX = "base_model.model."
 """What PEFT puts before every path."""
 BASE_HASH = "base_hash"
 """Where `extra` holds the hash of the base model."""
+_BASE_WEIGHT = ".base_layer.weight"
 _SHOWN = 5
 _SPLIT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _FUSED = ("qkv_proj", "gate_up_proj")
@@ -41,7 +42,8 @@ def save_adapter(
 ) -> None:
     """Write the adapter of `model` to `directory` in PEFT's format, and read it back.
 
-    `config` is the one given to `inject`, and may be left out. `extra` is JSON kept in the weights file's metadata;
+    `config` is the one given to `inject`, and may be left out; for layers made by hand it says, with `bias`, which
+    biases belong to the adapter. `extra` is JSON kept in the weights file's metadata;
     {"base_hash": ...} in it lets `load_adapter` refuse another base model.
 
     Raises:
@@ -78,6 +80,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
             fix="Load the base model it was trained on",
         )
     found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    found = _without_base_weights(model, found, path)
     if not literal:
         config = config.model_copy(update={"target_modules": _modules_in(found)})
     if config.modules_to_save:
@@ -176,6 +179,26 @@ def _modules_in(found: Mapping[str, Tensor]) -> list[str]:
     return sorted(path for path in paths if ".base_layer." not in path)
 
 
+def _without_base_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Drop the base weights that PEFT saves along with adapted embeddings, having seen that they are the model's."""
+    modules = dict(model.named_modules())
+    kept = dict(found)
+    for name in found:
+        module = modules.get(name.removesuffix(_BASE_WEIGHT)) if name.endswith(_BASE_WEIGHT) else None
+        if module is None:
+            continue
+        saved = kept.pop(name)
+        weight = module.state_dict()["weight"]
+        if saved.shape != weight.shape or not torch.equal(saved, weight.detach().to(saved)):
+            raise AdapterError(
+                "E-ADPT-64",
+                f'the adapter brings the base weight "{name}", which is not the one of this model',
+                place=str(path),
+                fix="Load the base model it was trained on",
+            )
+    return kept
+
+
 def _saved_in(model: nn.Module, names: list[str], found: Mapping[str, Tensor]) -> list[str]:
     """Return the modules that are saved in full; PEFT takes every path that ends in the text of a name."""
     held = {name.rpartition(".")[0] for name in found if ".lora_" not in name}
@@ -234,10 +257,18 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
 
 
 def _copy_in(model: nn.Module, config: LoraConfig, found: Mapping[str, Tensor]) -> None:
-    """Copy the values into the layers, biases and saved modules."""
+    """Copy the values into the layers, biases and saved modules; all of them or, where one does not fit, none."""
+    before: list[tuple[MergeableLayer, dict[str, Tensor]]] = []
     for path, layer in lora_layers(model):
         prefix = f"{peft_path(model, path)}."
-        layer.from_peft({name: found[prefix + name] for name in layer.to_peft()})
+        current = {name: tensor.clone() for name, tensor in layer.to_peft().items()}
+        before.append((layer, current))
+        try:
+            layer.from_peft({name: found[prefix + name] for name in current})
+        except AdapterError:
+            for changed, values in before:
+                changed.from_peft(values)
+            raise
     with torch.no_grad():
         for name, tensor in adapter_extras(model, config).items():
             tensor.copy_(found[name])

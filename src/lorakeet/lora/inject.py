@@ -184,6 +184,15 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
             place="target_modules",
             fix="Leave it out with exclude_modules, or name the layers inside it",
         )
+    weight = None if isinstance(module, nn.MultiheadAttention) else module._parameters.get("weight")
+    if not isinstance(module, nn.MultiheadAttention) and (weight is None or not weight.is_floating_point()):
+        found = "is computed from other parameters" if weight is None else f"is of type {weight.dtype}"
+        raise ConfigError(
+            "E-CFG-102",
+            f"{target.path} is a {kind} whose weight {found}, so LoRA cannot go onto it",
+            place="target_modules",
+            fix="Remove its weight norm, pruning or quantisation first, or leave it out with exclude_modules",
+        )
     if config.lora_dropout > 0 and isinstance(module, nn.MultiheadAttention):
         raise ConfigError(
             "E-CFG-103",

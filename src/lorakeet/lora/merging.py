@@ -101,7 +101,8 @@ class MergeableLayer(LoRALayer, nn.Module):
             return
         if self.r > 0:
             weight = self.frozen_weight
-            with torch.no_grad():
+            # Out of inference mode too: a weight made there could not be trained through later.
+            with torch.inference_mode(False), torch.no_grad():
                 # Half-precision weights get the float32 update and are rounded once.
                 wide = torch.promote_types(weight.dtype, torch.float32)
                 merged = (self._mergeable_weight(weight).to(wide) + self.delta_weight(wide)).to(weight.dtype)

@@ -1,0 +1,52 @@
+"""The base model inside an adapted one, for as long as a block runs.
+
+data in: a model with LoRA → out: the same model computing as if LoRA had never been there, then as before.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from lorakeet.errors import AdapterError
+from lorakeet.lora.inject import injection_of, lora_layers
+
+
+@contextmanager
+def disabled_adapters(model: nn.Module) -> Iterator[None]:
+    """Switch all LoRA updates off, and the modules_to_save back to their originals.
+
+    A model without LoRA is left alone.
+
+    Raises:
+        AdapterError: E-ADPT-120 where biases train along: the base's own are overwritten.
+    """
+    injection = injection_of(model)
+    if injection is not None and injection.config.bias != "none" and any(_trained_biases(model)):
+        raise AdapterError(
+            "E-ADPT-120", "the adapter trains biases, so the base model is no longer in it", fix="Load the base model"
+        )
+    layers = [layer for _, layer in lora_layers(model)]
+    before = [(layer.merged, layer.scaling) for layer in layers]
+    swapped = [(path, model.get_submodule(path)) for path in (injection.saved_modules if injection else ())]
+    try:
+        for layer in layers:
+            layer.unmerge()
+            layer.scaling = 0.0
+        for path, _ in swapped:
+            assert injection is not None
+            model.set_submodule(path, injection.saved_modules[path])
+        yield
+    finally:
+        for path, module in swapped:
+            model.set_submodule(path, module)
+        for layer, (was_merged, scaling) in zip(layers, before, strict=True):
+            layer.scaling = scaling
+            if was_merged:
+                layer.merge()
+
+
+def _trained_biases(model: nn.Module) -> Iterator[str]:
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] == "bias" and parameter.requires_grad:
+            yield name
