@@ -107,16 +107,16 @@ def test_rejects_prompts_without_room(build, prompt):
 
 
 def test_rejects_a_limit_below_one(build):
-    with pytest.raises(ConfigError, match="E-CFG-81 .*max_new_tokens is 0"):
+    with pytest.raises(ConfigError, match=r"E-CFG-81 .*max_new_tokens is 0"):
         generate(build(), [[1]], stop_ids=(), max_new_tokens=0)
 
 
 def test_small_budgets_give_the_same_answers(model, prompts, monkeypatch):
     many = prompts * 3
     free = generate(model, prompts, stop_ids=(), max_new_tokens=NUM_TOKENS)
-    stop_ids = {free[0].ids[-1], free[3].ids[5], free[5].ids[0]}
+    stop_ids = {free[2].ids[3]}
     expected = generate(model, many, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
-    assert {answer.stop_reason for answer in expected} == {"stop", "length"}
+    assert len({len(answer.ids) for answer in expected}) > 1, "sequences must end at different times"
     monkeypatch.setattr(engine, "MAX_SEQUENCES", 5)
     monkeypatch.setattr(engine, "PROMPT_TOKENS", 20)
     assert generate(model, many, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS) == expected

@@ -91,7 +91,7 @@ def _sequence(
     context = model.config.max_position_embeddings
     if not 0 < len(prompt) < context:
         raise ConfigError(
-            "E-CFG-44", f"prompt {index} has {len(prompt)} tokens; the model's context holds {context}, answer included",
+            "E-CFG-44", f"prompt {index} has {len(prompt)} tokens; the model's context holds {context} with the answer",
             place="generation", fix="Shorten the prompt" if prompt else "Give a prompt",
         )  # fmt: skip
     max_length = min(len(prompt) + max_new_tokens, context)

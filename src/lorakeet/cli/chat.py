@@ -1,0 +1,69 @@
+"""`lorakeet chat`: talk to a model, or get one answer."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN or MODEL]", help="Run directory or model; the newest run by default.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; that of the run by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it, chance plays.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that reach this sum.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0 for all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes drawing repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
+) -> None:
+    """Talk to a tuned model (or any other), with /help for the commands; --prompt gives one answer.
+
+    Example: lorakeet chat runs/mine --prompt "What is LoRA?"
+    """
+    from lorakeet import api
+    from lorakeet.errors import ConfigError
+    from lorakeet.infer.chat import run_chat
+    from lorakeet.infer.sampling import Sampling
+
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    if as_json and prompt is None:
+        raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
+    loaded = api.load(run)
+    session = loaded.chat(system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    if prompt is None:
+        run_chat(session, _read, _write, _note)
+        return
+    reply = session.ask(prompt, on_text=None if as_json else _write)
+    if as_json:
+        result = {
+            "answer": reply.text,
+            "prompt_tokens": reply.num_prompt_tokens,
+            "answer_tokens": reply.num_answer_tokens,
+            "stop_reason": reply.stop_reason,
+            "tokens_per_second": round(reply.tokens_per_second, 2),
+            "model": str(loaded.directory),
+            "run_dir": str(loaded.run.directory) if loaded.run is not None else None,
+        }
+        print(json.dumps(result))
+    else:
+        _write("\n")
+
+
+def _read() -> str | None:
+    """Read a line; at a terminal ask for it, on stderr, where it does not mix with the answers."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line if line else None
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""`lorakeet evaluate`: how good a run is on held-out rows, beside its base model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[Path | None, typer.Argument(help="Run directory; the newest one by default.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="Held-out rows; those of the run by default.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Any of loss, exact_match, rouge, with commas.")
+    ] = "loss,exact_match,rouge",
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base model too.")] = True,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    examples: Annotated[int, typer.Option(min=0, help="How many answers to show side by side.")] = 3,
+    answers: Annotated[Path | None, typer.Option(help="Also write every answer to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
+) -> None:
+    """Measure RUN on held-out rows: loss, perplexity, exact match, ROUGE; base and tuned side by side.
+
+    Example: lorakeet evaluate runs/mine held_out.jsonl --metrics loss,exact_match
+    """
+    from rich.console import Console
+
+    from lorakeet import api
+    from lorakeet.evaluation.report import answers_to_dicts, print_comparison, to_dict
+
+    opened = api.open_run(run)
+    comparison = opened.evaluate(
+        data or None,
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        base=base,
+        max_rows=max_rows,
+        max_new_tokens=max_new_tokens,
+    )
+    if answers is not None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in answers_to_dicts(comparison))
+        answers.write_text("".join(lines), encoding="utf-8")
+    if as_json:
+        print(json.dumps({"run_dir": str(opened.directory), **to_dict(comparison)}))
+    else:
+        print_comparison(comparison, Console(), num_examples=examples)

@@ -1,0 +1,118 @@
+"""Answers to held-out conversations, and how near they come to the answers that are there.
+
+data in: a model, conversations → out: for each one the reference (its last assistant turn) and the text that the
+model generates from everything before it, with scores. Greedy, in batches, by the one generator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lorakeet.data.conversation import Conversation
+from lorakeet.data.encode import encode_many
+from lorakeet.data.template import Template
+from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.errors import DataError
+from lorakeet.evaluation.metrics import Metric
+from lorakeet.infer.engine import StopReason, generate
+from lorakeet.models.phi3 import Phi3ForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said where a reference was known."""
+
+    place: str
+    prompt: str
+    """The last thing said before the answer."""
+    reference: str
+    text: str
+    stop_reason: StopReason
+    scores: dict[str, float] = field(default_factory=dict)
+    """By name of the metric, from 0 to 1."""
+
+
+def generate_answers(
+    model: Phi3ForCausalLM,
+    tokenizer: Tokenizer,
+    template: Template,
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    metrics: Mapping[str, Metric] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Answer every conversation's last assistant turn anew.
+
+    Args:
+        on_progress: told (tokens generated, most that can be) as tokens come.
+    Raises: DataError where a conversation has no assistant turn, or its prompt does not fit the model's context.
+    """
+    questions = [_question(conversation) for conversation in conversations]
+    examples = encode_many(questions, tokenizer, template, add_generation_prompt=True)
+    context = model.config.max_position_embeddings
+    for example in examples:
+        if len(example.input_ids) >= context:
+            raise DataError(
+                "E-DATA-27", f"the prompt has {len(example.input_ids)} tokens; the model's context holds {context}",
+                place=example.place, fix="Shorten or remove the row",
+            )  # fmt: skip
+    generations = generate(
+        model, [example.input_ids for example in examples], stop_ids=tokenizer.stop_ids, max_new_tokens=max_new_tokens,
+        on_token=_counter(on_progress, max_new_tokens * len(examples)),
+    )  # fmt: skip
+    answers = [
+        Answer(
+            place=conversation.place,
+            prompt=question.messages[-1].content if question.messages else "",
+            reference=_reference(conversation, template),
+            text=tokenizer.decode(generation.ids, skip_control=True),
+            stop_reason=generation.stop_reason,
+        )
+        for conversation, question, generation in zip(conversations, questions, generations, strict=True)
+    ]
+    return [_scored(answer, metrics or {}) for answer in answers]
+
+
+def mean_scores(answers: Sequence[Answer]) -> dict[str, float]:
+    """Give the mean of every score over all answers."""
+    names = answers[0].scores if answers else {}
+    return {name: sum(answer.scores[name] for answer in answers) / len(answers) for name in names}
+
+
+def _last_answer(conversation: Conversation) -> int:
+    """Find the assistant turn that is the reference."""
+    turns = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    if not turns:
+        raise DataError(
+            "E-DATA-24", "there is no assistant turn to compare with", place=conversation.place,
+            fix="Remove the row, or evaluate with --metrics loss alone",
+        )  # fmt: skip
+    return turns[-1]
+
+
+def _question(conversation: Conversation) -> Conversation:
+    return replace(conversation, messages=conversation.messages[: _last_answer(conversation)])
+
+
+def _reference(conversation: Conversation, template: Template) -> str:
+    """Give the last answer as the template writes it, tool calls included, without control tokens."""
+    turn = _last_answer(conversation)
+    upto = replace(conversation, messages=conversation.messages[: turn + 1])
+    return "".join(piece.text for piece in template.render(upto) if piece.turn == turn and piece.kind == "answer")
+
+
+def _scored(answer: Answer, metrics: Mapping[str, Metric]) -> Answer:
+    return replace(answer, scores={name: metric(answer.reference, answer.text) for name, metric in metrics.items()})
+
+
+def _counter(on_progress: Callable[[int, int], None] | None, most: int) -> Callable[[int, int], None] | None:
+    if on_progress is None:
+        return None
+    tell, count = on_progress, 0
+
+    def count_token(_index: int, _token: int) -> None:
+        nonlocal count
+        count += 1
+        tell(count, most)
+
+    return count_token

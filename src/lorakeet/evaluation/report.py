@@ -1,0 +1,85 @@
+"""An evaluation as a person reads it, and as a program does.
+
+data in: a Comparison → out: a table with base and tuned side by side and a few answers, or plain JSON values.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from lorakeet.evaluation.compare import Comparison, Measurement
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """Give the numbers and every answer as JSON values."""
+    loss = comparison.tuned.loss
+    return {
+        "num_conversations": comparison.num_conversations,
+        "num_supervised_tokens": loss.num_supervised_tokens if loss is not None else None,
+        "base": comparison.base.numbers if comparison.base is not None else None,
+        "tuned": comparison.tuned.numbers,
+    }
+
+
+def answers_to_dicts(comparison: Comparison) -> list[dict[str, Any]]:
+    """Give one object for each conversation that was answered: prompt, reference, both answers and their scores."""
+    rows = []
+    for index, tuned in enumerate(comparison.tuned.answers):
+        row: dict[str, Any] = {"place": tuned.place, "prompt": tuned.prompt, "reference": tuned.reference}
+        columns = {"base": comparison.base, "tuned": comparison.tuned}
+        for name, column in columns.items():
+            if column is not None:
+                answer = dataclasses.asdict(column.answers[index])
+                row[name] = {key: answer[key] for key in ("text", "stop_reason", "scores")}
+        rows.append(row)
+    return rows
+
+
+def print_comparison(comparison: Comparison, console: "Console", *, num_examples: int = 3) -> None:
+    """Print the table, and the first answers beside their references."""
+    from rich.table import Table
+
+    table = Table(title=f"{comparison.num_conversations} held-out conversations")
+    table.add_column("")
+    columns = [("base", comparison.base)] if comparison.base is not None else []
+    columns.append(("tuned", comparison.tuned))
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+    for metric in comparison.tuned.numbers:
+        values = [column.numbers[metric] for _, column in columns]
+        best = min(values) if metric in _LOWER_IS_BETTER else max(values)
+        cells = [
+            f"[bold]{_shown(metric, value)}[/]" if value == best and len(values) > 1 else _shown(metric, value)
+            for value in values
+        ]
+        table.add_row(metric.replace("_", " "), *cells)
+    console.print(table)
+    if num_examples and comparison.tuned.answers:
+        console.print(_examples(columns, num_examples))
+
+
+def _examples(columns: list[tuple[str, Measurement]], num_examples: int) -> Any:
+    """Lay a few answers side by side; what models and users wrote is never read as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Examples", show_lines=True)
+    for header in ("prompt", "reference", *(name for name, _ in columns)):
+        table.add_column(header, ratio=1, overflow="fold")
+    answers = [column.answers for _, column in columns]
+    for row in list(zip(*answers, strict=True))[:num_examples]:
+        texts = [row[0].prompt, row[0].reference, *(answer.text for answer in row)]
+        table.add_row(*(Text(_short(text)) for text in texts))
+    return table
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.4f}" if metric in _LOWER_IS_BETTER else f"{100 * value:.1f} %"
+
+
+def _short(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
