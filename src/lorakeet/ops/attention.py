@@ -15,6 +15,7 @@ T tokens, H query heads, K key-value heads (H a multiple of K), E head width.
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -177,13 +178,13 @@ def _gather(x_KTE: torch.Tensor, keys: tuple[slice, ...]) -> torch.Tensor:
 
 
 @compiled
-def causal_softmax(scores: torch.Tensor, first_query: int, window: int, scale: float) -> torch.Tensor:
-    """Turn scores (heads, queries, keys) into probabilities; `first_query` is counted from the first key."""
+def causal_softmax_(probs: torch.Tensor, scores: torch.Tensor, first_query: int, window: int, scale: float) -> None:
+    """Write the probabilities of scores (heads, queries, keys); `first_query` is counted from the first key."""
     query = torch.arange(scores.shape[1])[:, None] + first_query
     behind = query - torch.arange(scores.shape[2])[None]
     masked = torch.where((behind >= 0) & (behind < window), scores.float() * scale, float("-inf"))
     weights = torch.exp(masked - masked.amax(-1, keepdim=True))
-    return (weights / weights.sum(-1, keepdim=True)).to(scores.dtype)
+    probs.copy_(weights / weights.sum(-1, keepdim=True))
 
 
 @compiled
@@ -193,13 +194,17 @@ def softmax_backward(grad: torch.Tensor, probs: torch.Tensor, scale: float) -> t
     return ((grad_f - (grad_f * probs_f).sum(-1, keepdim=True)) * probs_f * scale).to(probs.dtype)
 
 
-def _probabilities(q_HTE: torch.Tensor, k_KNE: torch.Tensor, block: _Block, window: int) -> torch.Tensor:
-    """Compute the probabilities (H, queries, keys) of one block."""
-    H, K, E = q_HTE.shape[0], k_KNE.shape[0], q_HTE.shape[2]
+def _probabilities(
+    q_HTE: torch.Tensor, k_KME: torch.Tensor, block: _Block, window: int, probs: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute the probabilities (H, queries, keys) of one block, into `probs` where it is given."""
+    H, K, E = q_HTE.shape[0], k_KME.shape[0], q_HTE.shape[2]
     # The query heads that share a key head are stacked into one taller matrix: keys are never copied for them.
     q = q_HTE[:, block.queries].reshape(K, -1, E)
-    scores = torch.bmm(q, k_KNE.transpose(1, 2)).view(H, block.num_queries, block.num_keys)
-    return causal_softmax(scores, block.first_query, window, E**-0.5)
+    scores = torch.bmm(q, k_KME.transpose(1, 2)).view(H, block.num_queries, block.num_keys)
+    probs = torch.empty_like(scores) if probs is None else probs
+    causal_softmax_(probs, scores, block.first_query, window, E**-0.5)
+    return probs
 
 
 @torch.library.custom_op("lorakeet::attention_cpu", mutates_args=())
@@ -219,10 +224,12 @@ def attention_cpu(
     kept, used = q_HTE.new_empty(num_kept * H), 0
     for segment in _segments(cu_seqlens, parents):
         for block in _blocks(segment, window):
-            probs = _probabilities(q_HTE, _gather(k_KTE, block.keys), block, window)
+            room = None
             if num_kept and segment.is_short:
-                kept[used : used + probs.numel()].view_as(probs).copy_(probs)
-                used += probs.numel()
+                shape = H, block.num_queries, block.num_keys
+                room = kept[used : used + math.prod(shape)].view(shape)
+                used += room.numel()
+            probs = _probabilities(q_HTE, _gather(k_KTE, block.keys), block, window, room)
             out = torch.bmm(probs.view(K, -1, block.num_keys), _gather(v_KTE, block.keys))
             out_THE[block.queries].copy_(out.view(H, block.num_queries, E).transpose(0, 1))
     return out_THE.view(T, H * E), kept
