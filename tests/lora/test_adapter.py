@@ -82,6 +82,18 @@ def test_loads_into_merged_layers_without_harm(saved: Path, toy: Build, fill: Fi
     assert torch.equal(model(ids), plain)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models_save_under_the_names_of_what_they_wrap(
+    wrap: Any, saved: Path, toy: Build, tmp_path: Path
+) -> None:
+    wrapped = wrap(lora.inject(toy(), lora.LoraConfig(r=2, lora_alpha=4)))
+    lora.load_adapter(wrapped, saved)
+    lora.save_adapter(wrapped, tmp_path / "again")
+    before, after = load_file(saved / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_saving_over_an_adapter_replaces_it_whole(saved: Path, toy: Build) -> None:
     before = (saved / WEIGHTS).read_bytes()
     lora.save_adapter(lora.inject(toy(), lora.LoraConfig(r=3)), saved)

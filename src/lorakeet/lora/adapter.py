@@ -49,6 +49,7 @@ def save_adapter(
     Raises:
         AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-106 where there is nothing to save.
     """
+    model = _unwrapped(model)
     layers = dict(lora_layers(model))
     if not layers:
         raise AdapterError("E-ADPT-106", "the model has no LoRA layer, so there is nothing to save", fix="Call inject")
@@ -68,6 +69,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     Raises:
         AdapterError: E-ADPT-63 to 68 and 103 to 107; E-ADPT-64 for another base, 65 for shapes, 66 for keys.
     """
+    model = _unwrapped(model)
     folder = Path(directory)
     path = _weights_path(folder)
     config, literal = read_config(folder)
@@ -102,6 +104,17 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
 def adapter_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the `extra` that an adapter was saved with; {} for an adapter that PEFT wrote."""
     return read_tensors(_weights_path(Path(directory)))[1]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel or torch.compile, whose names the file has."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
 def _weights_path(folder: Path) -> Path:
