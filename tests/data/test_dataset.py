@@ -106,6 +106,16 @@ def test_damaged_cache_is_made_anew(tiny, tmp_path):
         assert encode_rows(rows, tiny, template, cache_dir=tmp_path).from_cache
 
 
+def test_cache_is_bounded_and_never_in_the_way(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_MOST_CACHED", 2)
+    for count in range(1, 6):
+        encode_rows(rows_of(count), tiny, template_for(tiny), cache_dir=tmp_path / "rows")
+    assert len(list((tmp_path / "rows").iterdir())) == 2
+    (tmp_path / "file").write_text("")
+    encoded = encode_rows(rows_of(2), tiny, template_for(tiny), cache_dir=tmp_path / "file" / "rows")
+    assert len(encoded.examples) == 2
+
+
 def test_hold_out_keeps_equal_rows_together():
     rows = rows_of(100) + [replace(row, place=f"again:{i}") for i, row in enumerate(rows_of(30))]
     train, held = hold_out(rows, 0.2, seed=1)

@@ -135,6 +135,22 @@ def test_plain_text_is_learned_whole(tiny):
     assert sum(i in tiny.control_ids for i in example.input_ids) == 1
 
 
+def test_plain_text_is_proven_and_may_be_cut(tokenizer):
+    template = template_for(tokenizer)
+    row = Conversation((), "f:1", text="hello the fox <|end|> asks: what is 12 + 30?")
+    example = encode(row, tokenizer, template)
+    prove(row, example, tokenizer, template)
+    with pytest.raises(DataError, match="E-DATA-131"):
+        prove(replace(row, text="hello the fix"), example, tokenizer, template)
+    with pytest.raises(DataError, match="E-DATA-135"):
+        prove(row, replace(example, spans=((2, len(example.input_ids)),)), tokenizer, template)
+    size = len(example.input_ids)
+    cut = encode(row, tokenizer, template, max_length=size - 3, truncation="truncate-left")
+    assert cut.spans == ((1, size - 3),)
+    assert cut.input_ids[-5:] == example.input_ids[-5:]
+    prove(row, cut, tokenizer, template)
+
+
 def test_every_role_and_tools_are_kept(tiny):
     """What the model is told and what it calls is text of the row, in order."""
     call = {"name": "add", "arguments": {"a": 1, "b": "zwei"}}

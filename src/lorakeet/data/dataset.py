@@ -4,6 +4,7 @@ data in: Conversations, tokenizer, template, options → out: EncodedRows. Cache
 is not trusted but made anew.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy
 
 _CHUNK = 256
+_MOST_CACHED = 32  # files; the oldest go
 _PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it gives
 
 
@@ -116,7 +118,9 @@ def encode_rows(
             "E-DATA-28", f"0 of {len(rows)} usable: every row was dropped", place=place, fix="Raise --max-length"
         )
     if path is not None:
-        _save(path, encoded)
+        # A full or read-only disk costs the cache, never the run.
+        with contextlib.suppress(OSError):
+            _save(path, encoded)
     return encoded
 
 
@@ -252,6 +256,9 @@ def _save(path: Path, encoded: EncodedRows) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(save(arrays, metadata={"sha256": _digest(arrays), "num_rows": str(encoded.num_rows)}))
     os.replace(temporary, path)
+    newest_first = sorted(path.parent.glob("*.safetensors"), key=lambda old: old.stat().st_mtime, reverse=True)
+    for old in newest_first[_MOST_CACHED:]:
+        old.unlink(missing_ok=True)
 
 
 def _digest(arrays: dict[str, "numpy.ndarray"]) -> str:

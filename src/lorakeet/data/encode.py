@@ -114,7 +114,11 @@ def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos
     head = ids[:1] if bos_id is not None and ids[0] == bos_id else []
     cut = end - (max_length - len(head))
     shift = cut - len(head)
-    kept = tuple((a - shift, b - shift) for a, b in spans if a >= cut and a - shift > 0)
+    is_text = spans == ((1, len(ids)),)
+    if is_text:  # no answers that must stay whole: every token that is left is learned
+        kept: tuple[tuple[int, int], ...] = ((1, max_length),)
+    else:
+        kept = tuple((a - shift, b - shift) for a, b in spans if a >= cut and a - shift > 0)
     if spans and not kept:
         return None
     return replace(example, input_ids=head + ids[cut:end], spans=kept, num_cut=shift)

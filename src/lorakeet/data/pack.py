@@ -162,9 +162,8 @@ class PackingStats:
 def fill_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """Group examples into rows of at most max_length tokens: longest first, each into the fullest row with room.
 
-    Returns lists of indices into `lengths`. The result depends on nothing but the arguments; best-fit decreasing
-    needs at most 11/9 of the fewest rows possible, plus 6/9. Sources: Johnson et al. 1974, SIAM J. Comput. 3(4);
-    Dósa 2007.
+    Returns lists of indices into `lengths`. The result depends on nothing but the arguments. Best-fit decreasing needs
+    at most 11/9 of the fewest rows possible, plus 4. Source: Johnson et al. 1974, SIAM J. Comput. 3(4).
     """
     assert max(lengths, default=0) <= max_length
     rows: list[list[int]] = []

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from lorakeet.data.conversation import Conversation, Example, Message
 from lorakeet.data.encode import Learn, encode_many, learned_turns
-from lorakeet.data.template import Template
+from lorakeet.data.template import Layout, Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 
@@ -49,7 +49,7 @@ def prove_many(
     """Prove many rows at once. Raises DataError naming the first row that fails."""
     turns: list[_Turn] = []
     for row, (conversation, example) in enumerate(zip(conversations, examples, strict=True)):
-        _prove_row(conversation, example, tokenizer, learn)
+        _prove_row(conversation, example, tokenizer, template, learn)
         learned = set(learned_turns(conversation, learn))
         for index, message in enumerate(conversation.messages):
             if message.role == "assistant" and (learn == "text" or index in learned):
@@ -86,8 +86,10 @@ def prove_untruncated(before: Example, after: Example) -> None:
         raise _failed("134", "supervised tokens were cut off", before)
 
 
-def _prove_row(conversation: Conversation, example: Example, tokenizer: Tokenizer, learn: Learn) -> None:
-    """Prove (d), (f) and the shape of the spans."""
+def _prove_row(
+    conversation: Conversation, example: Example, tokenizer: Tokenizer, template: Template, learn: Learn
+) -> None:
+    """Prove (d), (f), the shape of the spans, and rows of plain text."""
     ids, spans = example.input_ids, example.spans
     if not spans:
         raise DataError("E-DATA-24", "no supervised tokens", place=example.place, fix="Remove the row")
@@ -96,12 +98,34 @@ def _prove_row(conversation: Conversation, example: Example, tokenizer: Tokenize
         if not border <= start < end <= len(ids):
             raise _failed("135", f"span {start}:{end} is out of order or out of the row", example)
         border = end
-    # ChatML names its turn opener as bos, so what counts is a doubled one, not a later one.
+    if _has_extra_bos(ids, tokenizer, template):
+        raise _failed("133", "the row has more than one bos token", example)
+    if (learn == "text" or conversation.text is not None) and spans != ((1, len(ids)),):
+        raise _failed("135", "the whole row should be learned and is not", example)
+    if conversation.text is not None:
+        _prove_text(conversation.text, example, tokenizer)
+
+
+def _has_extra_bos(ids: Sequence[int], tokenizer: Tokenizer, template: Template) -> bool:
+    """Tell a bos that is doubled, or one too many where the template uses that token for nothing else."""
     bos = tokenizer.bos_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise _failed("133", "the row opens with two bos tokens", example)
-    if conversation.text is not None and sum(i in tokenizer.control_ids for i in ids) > 2:
+    if bos is None or bos not in ids:
+        return False
+    if isinstance(template, Layout) and tokenizer.bos_token not in template.framing:
+        return ids.count(bos) > 1
+    return any(ids[i] == bos == ids[i + 1] for i in range(len(ids) - 1))
+
+
+def _prove_text(text: str, example: Example, tokenizer: Tokenizer) -> None:
+    """Prove that a row of plain text holds exactly that text, and no control token but its frame."""
+    first = int(example.input_ids[0] == tokenizer.bos_id)
+    last = len(example.input_ids) - int(example.input_ids[-1] == tokenizer.eos_id)
+    body = example.input_ids[first:last]
+    unknown = tokenizer.full.token_to_id(tokenizer.unk_token) if tokenizer.unk_token else None
+    if any(token in tokenizer.control_ids and token != unknown for token in body):
         raise _failed("136", "text of the row became a control token", example)
+    if not example.num_cut and tokenizer.decode(body) not in (text, tokenizer.normalize(text)):
+        raise _failed("131", "the supervised tokens do not decode to the text", example)
 
 
 def _num_kept_head(example: Example, prompt_ids: Sequence[int]) -> int:

@@ -86,6 +86,11 @@ class Layout:
         roles = () if self.open else tuple(f"<|{role}|>" for role in self.roles if role in ("user", "assistant"))
         return {token for token in (self.open, self.sep, self.end, self.bos, self.eos, *roles) if token}
 
+    @property
+    def framing(self) -> set[str]:
+        """The tokens that a conversation may hold many times."""
+        return {self.open, self.sep, self.end, self.eos}
+
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> list[Piece]:
         """Write the conversation as pieces; with add_generation_prompt it ends where the next answer begins.
 

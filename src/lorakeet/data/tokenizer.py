@@ -103,7 +103,7 @@ class Tokenizer:
     def control_pattern(self) -> re.Pattern[str]:
         """Match the control tokens in rendered text the way the tokenizer does: leftmost, then longest."""
         by_length = sorted(self.control_tokens.values(), key=lambda token: -len(token.content))
-        parts = [rf"\b{re.escape(t.content)}\b" if t.single_word else re.escape(t.content) for t in by_length]
+        parts = [rf"(?<!\w){re.escape(t.content)}(?!\w)" if t.single_word else re.escape(t.content) for t in by_length]
         return re.compile("|".join(parts) or r"(?!)")
 
     @cached_property
