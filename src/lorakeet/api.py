@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ import torch
 from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
+from lorakeet.embedded import toolcalls
+from lorakeet.embedded.scoring import score
 from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
+from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
+from lorakeet.evaluation.metrics import NAMES as METRICS
+from lorakeet.evaluation.metrics import text_metrics
+from lorakeet.export.merge import Merged, merge
+from lorakeet.infer.chat import ChatSession
+from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.inject import inject
 from lorakeet.models import registry, weights
@@ -30,7 +39,7 @@ from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters
-from lorakeet.training.prepare import PreparedData, prepare_data
+from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
 from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +56,12 @@ class Loaded:
     """Where the base model lies."""
     run: "Run | None" = None
     """The run whose adapter is in the model, if any."""
+
+    def chat(self, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY) -> ChatSession:
+        """Begin a conversation; without `system`, with the system prompt that the run was trained with, if any."""
+        if system is None and self.run is not None:
+            system = self.run.config.data.system
+        return ChatSession(self.model, self.tokenizer, self.template, system, max_new_tokens, sampling)
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,48 @@ class Run:
         loaded.model.eval()
         return dataclasses.replace(loaded, run=self)
 
+    def chat(self, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY) -> ChatSession:
+        """Load the run and begin a conversation with it."""
+        return self.load().chat(system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+
+    def evaluate(
+        self,
+        data: str | Sequence[str] | None = None,
+        *,
+        metrics: Sequence[str] = METRICS,
+        base: bool = True,
+        max_rows: int | None = None,
+        max_new_tokens: int = 256,
+        on_progress: Progress | None = None,
+    ) -> Comparison:
+        """Measure the run on held-out rows, its own where no `data` is named, and the base model beside it."""
+        config, scores = self.config, text_metrics(metrics)
+        sources = [data] if isinstance(data, str) else data
+        rows = read_held_out(list(sources), config) if sources else read_rows(config)[1]
+        loaded = self.load()
+        evaluation = Evaluation(
+            loaded.tokenizer,
+            loaded.template,
+            rows[:max_rows],
+            scores,
+            with_loss="loss" in metrics,
+            learn=config.data.learn,
+            max_new_tokens=max_new_tokens,
+            batch_size=config.training_config.per_device_eval_batch_size,
+            on_progress=on_progress,
+        )
+        return evaluation.compare(loaded.model, with_base=base)
+
+    def merge(self, output: str | Path, *, dtype: str | None = None) -> Merged:
+        """Write base model and adapter as one plain Hugging Face directory, in the base's dtype unless one is named."""
+        known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        if dtype is not None and dtype not in known:
+            raise ConfigError(
+                "E-CFG-105", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
+            )
+        base = registry.resolve(self.config.model)
+        return merge(base, self.adapter_directory, Path(output), dtype=known[dtype] if dtype is not None else None)
+
 
 def open_run(path: str | Path | None = None) -> Run:
     """Open a run directory; the newest one under runs/ where none is named."""
@@ -109,6 +166,11 @@ def open_run(path: str | Path | None = None) -> Run:
     if not found:
         raise CheckpointError("E-CKPT-101", "no run under runs/", fix="Train first: lorakeet train MODEL DATA")
     return Run(found[-1].parent)
+
+
+def saved_config(run_directory: str | Path | None = None) -> Path:
+    """Give the configuration file of a run; of the newest one where none is named."""
+    return open_run(run_directory).directory / "config.yaml"
 
 
 def load(run_or_model: str | Path | None = None) -> Loaded:
@@ -163,9 +225,7 @@ def train(
     with checkpoint.lock(directory):
         if restart:
             _clear(directory)
-        if is_new or restart:
-            (directory / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        _train_in(run, config, resume=resume)
+        _train_in(run, config, resume=resume and not is_new)
     return run
 
 
@@ -175,6 +235,8 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
     model = loaded.model
     data = prepare_data(config, loaded.tokenizer, loaded.template, model.config.max_position_embeddings)
+    if not resume:
+        _write_config(run.directory, config, data)
     base_hash = weights.fingerprint(loaded.directory)
     torch.manual_seed(settings.seed)
     inject(model, config.peft_config)
@@ -197,7 +259,7 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
             save(step)
 
     console = ConsoleReporter(trainer.total_steps, trainer.step)
-    with Reporters(JsonlReporter(run.directory / "metrics.jsonl"), console) as reporters:
+    with Reporters(JsonlReporter(run.directory / "metrics.jsonl", trainer.step), console) as reporters:
         try:
             trainer.run(reporters, after_step)
         except KeyboardInterrupt:
@@ -214,6 +276,13 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     copy_tokenizer(loaded.directory, run.adapter_directory)
 
 
+def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> None:
+    """Write the whole configuration, with the system prompt of the rows where they share one: a chat needs it too."""
+    if config.data.system is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"system": data.system})})
+    (directory / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+
+
 def _new_run_directory(model: str) -> Path:
     """Name a run after the moment and its model."""
     stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{Path(model).name}"
@@ -223,7 +292,7 @@ def _new_run_directory(model: str) -> Path:
 
 def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> bool:
     """Return whether a run begins here, or raise ConfigError where something of the user's would be in its way."""
-    if not directory.exists() or not any(directory.iterdir()):
+    if not directory.exists() or all(path.name.startswith(".lock") for path in directory.iterdir()):
         return True
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
@@ -280,3 +349,56 @@ def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
         f"{rows.num_supervised_tokens:,} of them learned; "
         f"{len(data.held_out):,} held out. {trainer.total_steps:,} steps."
     )
+
+
+@dataclass(frozen=True)
+class DemoOutcome:
+    """What the demo's model answered before and after training."""
+
+    run: Run
+    before: list[Answer]
+    after: list[Answer]
+
+    @property
+    def score_before(self) -> float:
+        """Share of held-out requests that the base model turned into the right call."""
+        return mean_scores(self.before)[DEMO_METRIC]
+
+    @property
+    def score_after(self) -> float:
+        """The same after training."""
+        return mean_scores(self.after)[DEMO_METRIC]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what `lorakeet demo --json` prints."""
+        summary = self.run.summary
+        kept = {key: summary[key] for key in ("train_seconds", "tokens_per_second", "peak_memory_bytes", "run_dir")}
+        return {"score_before": self.score_before, "score_after": self.score_after, **kept}
+
+
+DEMO_METRIC = "exact_json"
+
+
+def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:
+    """Teach the embedded model the embedded task, scoring held-out requests before and after."""
+    rows = toolcalls.held_out_conversations()
+
+    def answers(loaded: Loaded) -> list[Answer]:
+        return generate_answers(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            rows,
+            max_new_tokens=toolcalls.MAX_NEW_TOKENS,
+            metrics={DEMO_METRIC: lambda reference, text: float(score(reference, text))},
+        )
+
+    say(
+        f"Task: turn a spoken request into one JSON tool call. Scoring the base model on {len(rows)} held-out requests."
+    )
+    before = answers(load_model("demo"))
+    say(f"Score before training: {mean_scores(before)[DEMO_METRIC]:.1%} exact. Now it learns.")
+    settings = toolcalls.RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})
+    run = train("demo", "demo", training_config=settings, peft_config=toolcalls.PEFT_RECIPE)
+    say("Scoring the trained model on the same requests.")
+    return DemoOutcome(run, before, answers(run.load()))

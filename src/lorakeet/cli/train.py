@@ -66,7 +66,8 @@ def command(
             "truncation": truncation,
         },
     }
-    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
+    saved = api.saved_config(output) if resume and model is None else None
+    resolved = resolve_config(file=config or saved, model=model, flags=flags, assignments=assignments or [])
     run = api.train(config=resolved, resume=resume, restart=restart)
     if as_json:
         print(json.dumps(run.summary))

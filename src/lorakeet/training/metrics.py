@@ -46,7 +46,14 @@ class Reporter(Protocol):
 class JsonlReporter:
     """Appends every logged row to a file, one JSON object a line, on disk as soon as it is known."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        """Open `path`; rows beyond `first_step`, which a resumed run will write again, are taken out."""
+        if path.is_file():
+            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if first_step and row.endswith("\n") and json.loads(row)["step"] <= first_step]
+            temporary = path.with_name(f".{path.name}.part")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, row: Row) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lorakeet.config import RunConfig
-from lorakeet.data.conversation import Conversation, Example
+from lorakeet.data.conversation import Conversation, Example, with_system_prompt
 from lorakeet.data.dataset import EncodedRows, encode_rows
 from lorakeet.data.read import read_conversations
 from lorakeet.data.split import hold_out, refuse_overlap
@@ -27,6 +27,8 @@ class PreparedData:
 
     train: EncodedRows
     held_out: list[Example]
+    system: str | None
+    """The system prompt that all training rows share, which a chat with the run should open with too."""
 
 
 def prepare_data(config: RunConfig, tokenizer: Tokenizer, template: Template, longest: int) -> PreparedData:
@@ -41,7 +43,7 @@ def prepare_data(config: RunConfig, tokenizer: Tokenizer, template: Template, lo
             cache_dir=cache,
         )  # fmt: skip
 
-    return PreparedData(encode(rows), encode(held_out).examples if held_out else [])
+    return PreparedData(encode(rows), encode(held_out).examples if held_out else [], _common_system_prompt(rows))
 
 
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
@@ -67,6 +69,18 @@ def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
 
 def _read(source: str, config: RunConfig, demo: Callable[[], list[Conversation]]) -> Iterable[Conversation]:
     data = config.data
+    rows: Iterable[Conversation]
     if source == "demo":
-        return demo()
-    return read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)
+        rows = demo()
+    else:
+        rows = read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)
+    return (
+        rows if data.system is None else (with_system_prompt(row, data.system, replace_existing=True) for row in rows)
+    )
+
+
+def _common_system_prompt(rows: list[Conversation]) -> str | None:
+    """Return the system prompt that every row opens with, if it is one and the same."""
+    openings = {(row.messages[0].role, row.messages[0].content) if row.messages else None for row in rows}
+    only = openings.pop() if len(openings) == 1 else None
+    return only[1] if only is not None and only[0] == "system" else None

@@ -129,9 +129,10 @@ class Trainer:
             if self.step % self.config.logging_steps == 0 or left == 0:
                 reporters.log(row)
                 window.clear()
-            after_step(self.step)
             if self._is_evaluation_due():
                 self._evaluate(reporters)
+            # Last, so that a checkpoint of this step never comes before the rows about it.
+            after_step(self.step)
 
     def state(self) -> TrainerState:
         """Give everything that decides how training goes on, as references to the live tensors."""
