@@ -232,6 +232,29 @@ def test_config_file_has_what_peft_requires(tmp_path: Path) -> None:
     assert set(fields) <= set(peft.LoraConfig().to_dict())
 
 
+def test_torchs_encoder_keeps_the_update_in_eval_mode_where_peft_drops_it() -> None:
+    """torch's inference path reads linear1.weight and linear2.weight; the docs name this difference."""
+
+    def encoder() -> nn.Module:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    values: dict[str, Any] = {"r": 2, "target_modules": ["linear1", "linear2"], "task_type": None}
+    models = (
+        lora.inject(encoder(), lora.LoraConfig(**values)),
+        peft.get_peft_model(encoder(), peft.LoraConfig(**values)),
+    )
+    x, errors = torch.randn(2, 5, 8), []
+    for model in models:
+        fill(model)
+        trained = model.train()(x)
+        with torch.no_grad():
+            errors.append((model.eval()(x) - trained).abs().max().item())
+    assert errors[0] < 1e-5
+    assert errors[1] > 1e-2, "PEFT has been mended: correct docs/loralib.md"
+
+
 def test_merged_model_equals_pefts(tmp_path: Path) -> None:
     ours, _ = pair("llama", {"target_modules": "all-linear"})
     fill(ours)
