@@ -49,6 +49,27 @@ def test_figures_match_a_count_apart(tmp_path, model_dir, tiny):
     json.dumps(report.to_dict())
 
 
+def test_memory_stays_flat_while_a_file_streams(tiny):
+    """What is kept of a row is some twenty bytes."""
+    import tracemalloc
+
+    def rows(count):
+        for i in range(count):
+            answer = Message("assistant", "hello world " * 40)
+            yield Conversation((Message("user", f"question {i}"), answer), f"f:{i + 1}")
+
+    def peak(count):
+        tracemalloc.start()
+        report, _ = check(rows(count), tiny, template_for(tiny))
+        assert (report.num_rows, report.duplicates.count) == (count, 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(1_000), peak(5_000)
+    assert many - few < 4_000 * 150  # the lists of the final figures included
+
+
 def test_measure_by_hand():
     lengths = measure([10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
     assert (lengths.shortest, lengths.median, lengths.mean, lengths.p95, lengths.longest) == (10, 50, 55.0, 100, 100)
@@ -64,11 +85,15 @@ def test_suggestion_ignores_a_few_giants():
 
 
 def test_languages_and_scripts():
-    assert guess_language("The house is on the hill and it is old.") == "English"
-    assert guess_language("Das Haus ist nicht auf dem Berg und ich bin alt.") == "German"
-    assert guess_language("Привет, как дела?") == "Cyrillic"
-    assert guess_language("你好世界") == "Han"
-    assert guess_language("1 + 1 = 2") == "unknown"
+    known = {
+        "The house is on the hill and it is old.": "English",
+        "Das Haus ist nicht auf dem Berg und ich bin alt.": "German",
+        "Привет, как дела?": "Cyrillic",
+        "你好世界": "Han",
+        "1 + 1 = 2": "unknown",
+    }
+    for text, name in known.items():
+        assert guess_language(text, count_scripts(text)) == name
     assert count_scripts("ab яю 你") == Counter({"Latin": 2, "Cyrillic": 2, "Han": 1})
 
 

@@ -65,3 +65,16 @@ def test_waste_by_hand():
     assert [sum(lengths[i] for i in row) for row in rows] == [10, 10]
     assert packing_stats(lengths, rows, 10).waste == 0
     assert packing_stats([6, 6], fill_rows([6, 6], 10), 10).waste == pytest.approx(0.4)
+
+
+def test_many_rows_are_quick():
+    """The time grows with the number of rows, not with its square."""
+    import random
+    import time
+
+    rng = random.Random(0)
+    lengths = [rng.randint(50, 500) for _ in range(100_000)]
+    start = time.process_time()
+    rows = fill_rows(lengths, 576)
+    assert time.process_time() - start < 5
+    assert packing_stats(lengths, rows, 576).waste < 0.1

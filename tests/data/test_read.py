@@ -214,11 +214,11 @@ def test_ignored_keys_are_noted(tmp_path):
 
 def test_options_are_checked(tmp_path):
     row = {"q": "a", "a": "b"}
-    with pytest.raises(ConfigError, match=r"E-CFG-111.*Did you mean sharegpt"):
+    with pytest.raises(ConfigError, match=r"E-CFG-126.*Did you mean sharegpt"):
         first(tmp_path, row, format="sharegtp")
-    with pytest.raises(ConfigError, match="E-CFG-112"):
+    with pytest.raises(ConfigError, match="E-CFG-127"):
         first(tmp_path, row, roles={"human": "person"})
-    with pytest.raises(ConfigError, match="E-CFG-109"):
+    with pytest.raises(ConfigError, match="E-CFG-125"):
         first(tmp_path, row, columns={"query": "q"})
     with pytest.raises(DataError, match=r'E-DATA-18 .*no column "z"; keys found: q, a'):
         first(tmp_path, row, columns={"prompt": "z", "completion": "a"})

@@ -10,7 +10,7 @@ from lorakeet.data.encode import encode
 from lorakeet.data.jinja import JinjaTemplate
 from lorakeet.data.prove import prove
 from lorakeet.data.template import KNOWN_TEXTS, normalized_hash, template_for
-from lorakeet.errors import ConfigError, DataError
+from lorakeet.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import TEMPLATES, trained, with_template
 from tests.data.oracle import Oracle, random_conversation
 
@@ -120,7 +120,7 @@ def test_jinja_matches_the_layout():
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "E-CFG-75"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "E-MODEL-75"),
         (
             "{% set n = namespace(x='aaaa') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "E-DATA-127",
@@ -138,7 +138,7 @@ def test_hostile_or_unprovable_templates_stop(text, code, monkeypatch):
     monkeypatch.setattr("lorakeet.data.jinja.MAX_SECONDS", 3.0)
     template = jinja(text)
     start = time.monotonic()
-    with pytest.raises((ConfigError, DataError)) as caught:
+    with pytest.raises((ModelError, DataError)) as caught:
         encode(ROW, template.tokenizer, template)
     assert caught.value.code == code
     assert time.monotonic() - start < 60

@@ -5,6 +5,7 @@ stays flat. How a report looks is show.py's business.
 """
 
 import heapq
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -87,49 +88,58 @@ class Shown:
 
 @dataclass
 class _Tally:
-    """What is remembered of the rows that have passed."""
+    """What is remembered of the rows that have passed: some twenty bytes each, so that large files fit."""
 
-    lengths: list[int] = field(default_factory=list)
-    needed: list[int] = field(default_factory=list)
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    needed: "array[int]" = field(default_factory=lambda: array("I"))
     """Length of each row up to its last answer."""
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    files: dict[str, int] = field(default_factory=dict)
+    file_of: "array[int]" = field(default_factory=lambda: array("I"))
+    line_of: "array[int]" = field(default_factory=lambda: array("I"))
     supervised: int = 0
-    seen: dict[bytes, str] = field(default_factory=dict)
-    num_duplicates: int = 0
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
     control_rows: int = 0
     control_place: str = ""
-    longest: list[tuple[int, int, str]] = field(default_factory=list)
-    shortest: list[tuple[int, int, str]] = field(default_factory=list)
 
     def add(self, conversation: Conversation, example: Example, tokenizer: Tokenizer) -> None:
-        length = len(example.input_ids)
-        order = len(self.lengths)
-        self.lengths.append(length)
+        """Remember one row."""
+        self.lengths.append(len(example.input_ids))
         self.needed.append(example.spans[-1][1])
         self.supervised += example.num_supervised_tokens
-        _keep(self.longest, (length, -order, conversation.place))
-        _keep(self.shortest, (-length, -order, conversation.place))
-        # 16 of the 32 bytes keep the memory of very large files down and still never collide by chance.
-        earlier = self.seen.setdefault(content_hash(conversation)[:16], conversation.place)
-        if earlier is not conversation.place:
-            self.num_duplicates += 1
-            if len(self.duplicates) < _NUM_EXTREMES:
-                self.duplicates.append((conversation.place, earlier))
+        self.hashes.append(int.from_bytes(content_hash(conversation)[:8], "little"))
+        file, _, line = conversation.place.rpartition(":")
+        self.file_of.append(self.files.setdefault(file, len(self.files)))
+        self.line_of.append(int(line) if line.isdecimal() else 0)
         text = conversation.text or "\n".join(message.content for message in conversation.messages)
-        self.languages[guess_language(text)] += 1
-        self.scripts.update(count_scripts(text))
+        scripts = count_scripts(text)
+        self.scripts.update(scripts)
+        self.languages[guess_language(text, scripts)] += 1
         if tokenizer.control_pattern.search(text):
             self.control_rows += 1
             self.control_place = self.control_place or conversation.place
 
+    def place(self, row: int) -> str:
+        """Say where a row came from."""
+        return f"{list(self.files)[self.file_of[row]]}:{self.line_of[row]}"
 
-def _keep(heap: list[tuple[int, int, str]], item: tuple[int, int, str]) -> None:
-    if len(heap) < _NUM_EXTREMES:
-        heapq.heappush(heap, item)
-    else:
-        heapq.heappushpop(heap, item)
+    def extremes(self, *, longest: bool) -> list[tuple[str, int]]:
+        """List the longest or the shortest rows."""
+        sign = -1 if longest else 1
+        rows = heapq.nsmallest(_NUM_EXTREMES, range(len(self.lengths)), key=lambda row: (sign * self.lengths[row], row))
+        return [(self.place(row), self.lengths[row]) for row in rows]
+
+    def duplicates(self) -> Repeats:
+        """Find the rows that repeat an earlier one."""
+        import numpy
+
+        hashes = numpy.frombuffer(self.hashes, dtype=numpy.uint64)
+        _, first, group = numpy.unique(hashes, return_index=True, return_inverse=True)
+        earlier = first[group.reshape(-1)]
+        repeats = numpy.flatnonzero(earlier != numpy.arange(len(hashes)))
+        pairs = [(self.place(row), self.place(earlier[row])) for row in repeats[:_NUM_EXTREMES].tolist()]
+        return Repeats(len(repeats), tuple(pairs))
 
 
 def check(
@@ -188,7 +198,7 @@ def _is_at(place: str, row: str) -> bool:
 
 
 def _fill(report: CheckReport, tally: _Tally) -> None:
-    lengths = tally.lengths
+    lengths = tally.lengths.tolist()
     report.num_usable, report.num_tokens = len(lengths), sum(lengths)
     report.num_supervised_tokens = tally.supervised
     report.lengths = measure(lengths)
@@ -197,10 +207,9 @@ def _fill(report: CheckReport, tally: _Tally) -> None:
     limit = max(report.suggested_max_length, 1)
     fitting = [min(length, limit) for length in lengths]
     report.packing_waste = packing_stats(fitting, fill_rows(fitting, limit), limit).waste
-    report.duplicates = Repeats(tally.num_duplicates, tuple(tally.duplicates))
+    report.duplicates = tally.duplicates()
     report.control_text_rows, report.control_text_place = tally.control_rows, tally.control_place
-    report.longest_rows = [(place, length) for length, _, place in sorted(tally.longest, reverse=True)]
-    report.shortest_rows = [(place, -length) for length, _, place in sorted(tally.shortest, reverse=True)]
+    report.longest_rows, report.shortest_rows = tally.extremes(longest=True), tally.extremes(longest=False)
     report.languages = dict(tally.languages.most_common())
     letters = sum(tally.scripts.values()) or 1
     report.scripts = {name: count / letters for name, count in tally.scripts.most_common()}

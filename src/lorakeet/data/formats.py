@@ -169,7 +169,7 @@ def detect(row: Any, place: str, columns: Mapping[str, str] | None = None) -> st
     if columns:
         known_keys = sorted({key for known in FORMATS.values() for required in known.required for key in required})
         raise ConfigError(
-            "E-CFG-109",
+            "E-CFG-125",
             f"the keys {_names(columns)} fit {'two formats' if found else 'no format'}",
             place="--columns",
             fix=f"Map ours=theirs, where ours is of: {', '.join(known_keys)}",
@@ -259,7 +259,7 @@ def check_options(format: str | None, roles: Mapping[str, str] | None) -> None:
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format, FORMATS, n=1)
         raise ConfigError(
-            "E-CFG-111",
+            "E-CFG-126",
             f'unknown format "{format}"',
             place="--format",
             fix=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(FORMATS)}",
@@ -267,7 +267,7 @@ def check_options(format: str | None, roles: Mapping[str, str] | None) -> None:
     for theirs, ours in (roles or {}).items():
         if ours not in ROLES:
             raise ConfigError(
-                "E-CFG-112", f'{theirs} is mapped to "{ours}"', place="--roles", fix=f"Map to one of {', '.join(ROLES)}"
+                "E-CFG-127", f'{theirs} is mapped to "{ours}"', place="--roles", fix=f"Map to one of {', '.join(ROLES)}"
             )
 
 

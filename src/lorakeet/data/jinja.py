@@ -14,6 +14,7 @@ import json
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import IO, Any
@@ -21,7 +22,7 @@ from typing import IO, Any
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.template import Piece
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.errors import ConfigError, DataError
+from lorakeet.errors import DataError, ModelError
 
 MAX_SECONDS = 5.0
 """Time for all renderings of one row."""
@@ -121,8 +122,8 @@ class JinjaTemplate:
 
     def _run(self, messages: list[dict], tools: list | None, wanted: list[tuple[int, bool]], place: str) -> list[str]:
         """Render several beginnings of one conversation in the child process."""
+        tokenizer = self.tokenizer
         if self._process is None:
-            tokenizer = self.tokenizer
             names = {
                 "bos_token": tokenizer.bos_token,
                 "eos_token": tokenizer.eos_token,
@@ -130,16 +131,11 @@ class JinjaTemplate:
                 "pad_token": tokenizer.pad_token,
             }
             names = {key: value for key, value in names.items() if value is not None}
-            self._process = _Renderer({"chat_template": tokenizer.chat_template, "names": names}, tokenizer.place)
+            self._process = _Renderer({"chat_template": tokenizer.chat_template, "names": names}, tokenizer)
         reply = self._process.ask({"messages": messages, "tools": tools, "wanted": wanted})
         if reply is None:
             self._process = None
-            raise ConfigError(
-                "E-CFG-75",
-                f"the chat template took more than {MAX_SECONDS:g} s or too much memory, and was stopped",
-                place=self.tokenizer.place,
-                fix="Name a template with --template",
-            )
+            raise _hostile(f"took more than {MAX_SECONDS:g} s, and was stopped", tokenizer)
         if "error" in reply:
             reason = " ".join(str(reply["error"]).split())[:200]
             raise DataError(
@@ -149,6 +145,16 @@ class JinjaTemplate:
                 fix="Change the row, or name a template with --template",
             )
         return reply["texts"]
+
+
+def _hostile(reason: str, tokenizer: Tokenizer) -> ModelError:
+    digest = hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
+    return ModelError(
+        "E-MODEL-75",
+        f"the chat template (SHA-256 {digest}…) {reason}",
+        place=tokenizer.place,
+        fix="Name a template with --template",
+    )
 
 
 def _text(text: str, turn: int) -> Iterator[Piece]:
@@ -168,7 +174,8 @@ def _unstable(place: str, turn: int) -> DataError:
 class _Renderer:
     """The child process: JSON lines in, JSON lines out; killed when it takes too long."""
 
-    def __init__(self, setup: dict[str, Any], place: str) -> None:
+    def __init__(self, setup: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.lock = threading.Lock()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lorakeet.data.jinja_process"],
             stdin=subprocess.PIPE,
@@ -179,12 +186,7 @@ class _Renderer:
         if ready is None or "error" in ready:
             self.close()
             reason = " ".join(str((ready or {}).get("error", "it was stopped")).split())[:200]
-            raise ConfigError(
-                "E-CFG-75",
-                f"the chat template cannot be used: {reason}",
-                place=place,
-                fix="Name a template with --template",
-            )
+            raise _hostile(f"cannot be used: {reason}", tokenizer)
 
     def __del__(self) -> None:
         self.close()
@@ -201,10 +203,11 @@ class _Renderer:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Send one request; None where there was no answer in time, after which the child is gone."""
-        reply = self._exchange(request, MAX_SECONDS)
-        if reply is None:
-            self.close()
-        return reply
+        with self.lock:  # a server renders for several requests at once
+            reply = self._exchange(request, MAX_SECONDS)
+            if reply is None:
+                self.close()
+            return reply
 
     def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         assert self.process.stdin is not None

@@ -30,18 +30,21 @@ def _script(char: str) -> str:
 
 def count_scripts(text: str) -> Counter[str]:
     """Count the letters of each script at the beginning of a text."""
-    return Counter(_script(char) for char in text[:_SAMPLE_CHARS] if char.isalpha())
+    scripts: Counter[str] = Counter()
+    for char, count in Counter(text[:_SAMPLE_CHARS]).items():
+        if char.isalpha():
+            scripts[_script(char)] += count
+    return scripts
 
 
-def guess_language(text: str) -> str:
+def guess_language(text: str, scripts: Counter[str]) -> str:
     """Name the language of a text, or its script where that says more, or "unknown"."""
-    scripts = count_scripts(text)
     if not scripts:
         return "unknown"
     script = scripts.most_common(1)[0][0]
     if script != "Latin":
         return script
-    words = [word.lower() for word in _WORD.findall(text[:_SAMPLE_CHARS])]
-    hits = {name: sum(word in known for word in words) for name, known in _LANGUAGES.items()}
+    words = Counter(_WORD.findall(text[:_SAMPLE_CHARS].lower()))
+    hits = {name: sum(words[word] for word in known) for name, known in _LANGUAGES.items()}
     best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= max(1, len(words) // 20) else "unknown"
+    return best if hits[best] >= max(1, words.total() // 20) else "unknown"

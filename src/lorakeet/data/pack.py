@@ -167,20 +167,24 @@ def fill_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """
     assert max(lengths, default=0) <= max_length
     rows: list[list[int]] = []
-    rooms: list[int] = []  # sorted; rooms[i] belongs to row owners[i]
-    owners: list[int] = []
+    rooms: list[int] = []  # the different sizes of room that rows have left, sorted
+    owners: dict[int, list[int]] = {}  # for each size, the rows that have it
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect.bisect_left(rooms, lengths[index])
         if at == len(rooms):
             room, owner = max_length, len(rows)
             rows.append([])
         else:
-            room, owner = rooms.pop(at), owners.pop(at)
+            room = rooms[at]
+            owner = owners[room].pop()
+            if not owners[room]:
+                del owners[room], rooms[at]
         rows[owner].append(index)
         left = room - lengths[index]
-        at = bisect.bisect_left(rooms, left)
-        rooms.insert(at, left)
-        owners.insert(at, owner)
+        if left not in owners:
+            owners[left] = []
+            bisect.insort(rooms, left)
+        owners[left].append(owner)
     return rows
 
 
