@@ -1,5 +1,6 @@
 """Every layer and argument against the installed loralib, seed for seed."""
 
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -268,6 +269,18 @@ def test_two_step_loading_gives_the_trained_model_back() -> None:
         fresh.load_state_dict(lora.lora_state_dict(trained), strict=False)
         x = torch.arange(10)
         same(fresh[:5](x), trained[:5](x))
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Embedding", "MergedLinear", "ConvLoRA", "LoRALayer"])
+def test_signatures_are_loralibs(kind: str) -> None:
+    """Names, order and defaults; MergedLinear's slice_sizes comes behind all of them."""
+    ours, theirs = (inspect.signature(getattr(library, kind).__init__).parameters for library in (lora, loralib))
+    names = [name for name in ours if name != "slice_sizes"]
+    assert names == list(theirs)
+    for name in names:
+        default = ours[name].default
+        assert (list(default) if isinstance(default, tuple) else default) == theirs[name].default
+        assert ours[name].kind == theirs[name].kind
 
 
 def test_public_mixin_is_loralibs() -> None:

@@ -202,14 +202,17 @@ class _AdaptedConv(MergeableLayer):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
-    def delta_weight(self, dtype: torch.dtype) -> Tensor:
-        """Compute the update in the shape of the kernel and in `dtype`."""
+    def check_mergeable(self) -> None:
+        """Refuse grouped convolutions."""
         if self.weight.shape[1] != self.lora_A.shape[1]:
             raise AdapterError(
                 "E-ADPT-109",
                 "PEFT's update of a grouped convolution reads all channels, so it cannot be merged into the groups",
                 fix="Keep the adapter unmerged, or leave the layer out with exclude_modules",
             )
+
+    def delta_weight(self, dtype: torch.dtype) -> Tensor:
+        """Compute the update in the shape of the kernel and in `dtype`."""
         delta = self.lora_B.to(dtype).flatten(1) @ self.lora_A.to(dtype).flatten(1)
         return delta.view(self.weight.shape) * self.scaling
 

@@ -117,8 +117,10 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
                 fix="Untie the weights first, or keep the adapter unmerged",
             )
     for _, layer in layers:
-        layer.merge()
+        layer.check_mergeable()
+    # One layer after the other, so that the model is never in memory twice.
     for _, layer in layers:
+        layer.merge()
         layer.forget_unmerged()
     return _take_off(model)
 

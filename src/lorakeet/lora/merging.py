@@ -95,11 +95,15 @@ class MergeableLayer(LoRALayer, nn.Module):
     def reset_lora_parameters(self) -> None:
         """Draw lora_A and lora_B afresh, so that the update is zero."""
 
+    def check_mergeable(self) -> None:
+        """Raise an AdapterError, E-ADPT-109, where the update has no place in the weight."""
+
     def merge(self) -> None:
         """Add the update to the weight, once; the original weight is put aside."""
         if self.merged:
             return
         if self.r > 0:
+            self.check_mergeable()
             weight = self.frozen_weight
             # Out of inference mode too: a weight made there could not be trained through later.
             with torch.inference_mode(False), torch.no_grad():
