@@ -125,7 +125,7 @@ def test_jinja_matches_the_layout():
             "{% set n = namespace(x='aaaa') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "E-DATA-127",
         ),
-        ("{% for a in range(90000) %}{{ 'x' * 9999 }}{% endfor %}", "E-DATA-127"),
+        ("{% for a in range(90000) %}{{ 'x' * 9999 }}{% endfor %}", "E-MODEL-75"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}<|end|>", "E-DATA-127"),
         ("{{ cycler.__init__.__globals__.os.system('touch /tmp/lorakeet-canary') }}", "E-DATA-127"),
         ("{% if %}", "E-DATA-127"),

@@ -136,6 +136,8 @@ class JinjaTemplate:
         if reply is None:
             self._process = None
             raise _hostile(f"took more than {MAX_SECONDS:g} s, and was stopped", tokenizer)
+        if "hostile" in reply:
+            raise _hostile(reply["hostile"], tokenizer)
         if "error" in reply:
             reason = " ".join(str(reply["error"]).split())[:200]
             raise DataError(

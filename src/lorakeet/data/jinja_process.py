@@ -26,7 +26,7 @@ def main() -> None:
         try:
             _reply(_render(render_jinja_template, setup, json.loads(line)))
         except MemoryError:
-            _reply({"error": "it needs too much memory"})
+            _reply({"hostile": "needs too much memory"})
         except Exception as error:  # templates may raise anything; the parent words it for the user
             _reply({"error": f"{type(error).__name__}: {error}"[:1000]})
 
@@ -44,7 +44,7 @@ def _render(render: Any, setup: dict[str, Any], request: dict[str, Any]) -> dict
         )
         size += len(rendered[0])
         if size > setup["max_chars"]:
-            return {"error": f"it writes more than {setup['max_chars']} characters for one row"}
+            return {"hostile": f"writes more than {setup['max_chars']} characters for one row"}
         texts.append(rendered[0])
     return {"texts": texts}
 
