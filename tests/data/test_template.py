@@ -123,7 +123,7 @@ def test_jinja_matches_the_layout():
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "E-MODEL-75"),
         (
             "{% set n = namespace(x='aaaa') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "E-DATA-127",
+            "E-MODEL-75",
         ),
         ("{% for a in range(90000) %}{{ 'x' * 9999 }}{% endfor %}", "E-MODEL-75"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}<|end|>", "E-DATA-127"),
