@@ -79,6 +79,22 @@ def test_bad_rows_name_code_line_and_fix(tmp_path, row, lines, line, text):
     assert len(message) < 500
 
 
+@pytest.mark.parametrize(("row", "lines", "line", "text"), ROWS, ids=lambda value: str(value)[:24])
+def test_command_exits_with_2_and_one_line(tmp_path, model_dir, capsys, row, lines, line, text):
+    from lorakeet.cli.main import run
+
+    path = write(tmp_path / "train.jsonl", *lines)
+    assert run(["check", str(model_dir), str(path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"E-DATA-{row} {path}")
+    assert len(shown.err.splitlines()) == 1
+    # Evaluation data is proven no less.
+    good = write(tmp_path / "good.jsonl", turns(("user", "good"), ("assistant", "row")))
+    assert run(["check", str(model_dir), str(good), "--eval-data", str(path)]) == 2
+    assert capsys.readouterr().err == shown.err
+
+
 def test_1_absent_path(tmp_path):
     for name in (str(tmp_path / "nothing.jsonl"), "nothing.jsonl", "data/nothing.jsonl", "./nothing", "a/b/c"):
         assert_refused("E-DATA-1", name, "not found")

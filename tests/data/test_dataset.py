@@ -37,6 +37,25 @@ def test_processes_give_the_same_in_order(tiny):
     assert [example for _, example in streamed] == one.examples
 
 
+def test_a_script_without_guard_is_never_run_again(tmp_path, model_dir):
+    """Large data from a plain script: no process may start that would import it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('started')\n"
+        "from pathlib import Path\n"
+        "from lorakeet.data import dataset\n"
+        "from lorakeet.data.conversation import Conversation, Message\n"
+        "from lorakeet.data.template import template_for\n"
+        "from lorakeet.data.tokenizer import load_tokenizer\n"
+        "dataset._PARALLEL_FROM = 10\n"
+        f"t = load_tokenizer(Path({str(model_dir)!r}))\n"
+        "row = Conversation((Message('user', 'a'), Message('assistant', 'b')))\n"
+        "print(len(dataset.encode_rows([row] * 600, t, template_for(t)).examples))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["started", "600"]
+
+
 def test_errors_cross_processes(tiny):
     rows = rows_of(600)
     rows[500] = replace(rows[500], messages=rows[500].messages[:1])

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from lorakeet.data.check import CheckReport, Shown, check
 from lorakeet.data.conversation import Conversation, with_system_prompt
 from lorakeet.data.cost import predict_cost
+from lorakeet.data.dataset import encode_stream
 from lorakeet.data.encode import Learn, Truncation
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import read_conversations
@@ -89,7 +90,14 @@ def run_check(options: Options, *, demo: Callable[[str], Iterable[Conversation]]
     tokenizer = load_tokenizer(options.model_directory)
     template = template_for(tokenizer, name=options.template)
     notes = Notes()
+    choices: dict[str, Any] = {
+        "learn": options.learn,
+        "max_length": options.max_length or model_limit(options.model_directory),
+        "truncation": options.truncation,
+    }
     if options.eval_data:
+        for _ in encode_stream(_read_eval(options, demo), tokenizer, template, **choices):
+            pass  # proves every row
         refuse_overlap(_read(options, options.data, "train", Notes(), demo), _read_eval(options, demo))
 
     def predict(report: CheckReport) -> dict[str, float] | None:
@@ -98,19 +106,22 @@ def run_check(options: Options, *, demo: Callable[[str], Iterable[Conversation]]
         cost = predict_cost(options.model_directory, num_tokens=report.num_tokens, tokens_per_step=tokens_per_step)
         return asdict(cost) if cost else None
 
-    report, shown = check(
-        _read(options, options.data, "train", notes, demo),
-        tokenizer,
-        template,
-        learn=options.learn,  # type: ignore[arg-type]
-        max_length=options.max_length or model_limit(options.model_directory),
-        truncation=options.truncation,  # type: ignore[arg-type]
-        notes=notes,
-        num_examples=options.num_examples,
-        row=options.row,
-        predict=predict,
-        on_progress=_progress if sys.stderr.isatty() else None,
-    )
+    is_watched = sys.stderr.isatty()
+    try:
+        report, shown = check(
+            _read(options, options.data, "train", notes, demo),
+            tokenizer,
+            template,
+            notes=notes,
+            num_examples=options.num_examples,
+            row=options.row,
+            predict=predict,
+            on_progress=_progress if is_watched else None,
+            **choices,
+        )
+    finally:
+        if is_watched:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     return CheckResult(report, shown, tokenizer)
 
 

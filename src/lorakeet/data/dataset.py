@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def encode_rows(
         if cached is not None:
             return cached
     if num_processes is None:
-        num_processes = num_cores() if len(rows) >= _PARALLEL_FROM else 1
+        num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
     results: list[Example | None] = []
     for pairs in _run_chunks(job, rows, num_processes):
         results += [example for _, example in pairs]
@@ -143,6 +144,16 @@ def encode_stream(
 def num_cores() -> int:
     """Count the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _may_spawn() -> bool:
+    """Tell whether new processes can start without running somebody's script again.
+
+    A spawned process imports the main module, and a script without a `__main__` guard would begin anew in it. Our own
+    command has the guard; elsewhere the tokenizer's threads must do.
+    """
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return main is None or Path(main).stem == "lorakeet" or Path(main).parent.name == "lorakeet"
 
 
 def _run_chunks(
