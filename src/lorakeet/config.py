@@ -186,8 +186,8 @@ class DataConfig(StrictModel):
     """Role names of the rows that go by other names: {theirs: ours}."""
     template: str | None = None
     """Name of the chat template, where it is not found from the model."""
-    learn: Literal["all", "last", "text"] = "all"
-    """Learn every assistant turn, the last one, or the whole text."""
+    learn: Literal["all", "last", "marked", "text"] = "all"
+    """Learn every assistant turn, the last one, those that the rows mark themselves, or the whole text."""
     system: str | None = None
     """A system prompt that replaces those of the rows."""
     truncation: Literal["error", "drop", "truncate-left"] = "error"

@@ -31,7 +31,7 @@ def command(
     ] = None,
     roles: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")] = None,
-    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, or text.")] = None,
+    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")] = None,
     truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
