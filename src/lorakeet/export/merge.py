@@ -17,7 +17,7 @@ import torch
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.errors import AdapterError, ConfigError
 from lorakeet.lora.adapter import load_adapter
-from lorakeet.lora.inject import injection_of, lora_layers
+from lorakeet.lora.inject import lora_layers
 from lorakeet.models import weights
 from lorakeet.models.config import Phi3Config, read_json
 from lorakeet.models.files import copy_tokenizer
@@ -103,10 +103,8 @@ def merged_tensors(model: Phi3ForCausalLM, dtype: torch.dtype) -> Iterator[tuple
 
 def _check_tied(model: Phi3ForCausalLM) -> None:
     """Refuse an update of one of two tied weights: the merged directory has only one tensor for both."""
-    injection = injection_of(model)
-    adapted = [path for path, _ in lora_layers(model)] + list(injection.saved_modules if injection is not None else ())
-    tied = [path for path in adapted if model.config.tie_word_embeddings and path in _TIED]
-    if tied:
+    tied = [path for path, _ in lora_layers(model) if path in _TIED]
+    if tied and model.config.tie_word_embeddings:
         raise AdapterError(
             "E-ADPT-108", f"the adapter changes {', '.join(tied)}, which this model ties to {' and '.join(_TIED)}",
             fix="Train without embedding and head, or use the adapter unmerged",

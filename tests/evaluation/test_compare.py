@@ -1,0 +1,74 @@
+"""Base and tuned side by side: the base column is the base model's own, and nothing of it stays behind."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from lorakeet.errors import DataError
+from lorakeet.evaluation.compare import Evaluation
+from lorakeet.evaluation.metrics import text_metrics
+from lorakeet.evaluation.report import answers_to_dicts, print_comparison, to_dict
+
+
+@pytest.fixture
+def evaluation(tokenizer, template, conversations):
+    return Evaluation(
+        tokenizer, template, conversations, text_metrics(["exact_match", "rouge"]), max_new_tokens=6, batch_size=4
+    )
+
+
+def test_the_base_column_is_the_base_models(evaluation, base, tuned):
+    before = evaluation.measure(tuned)
+    comparison = evaluation.compare(tuned)
+    assert comparison.base == evaluation.measure(base)
+    assert comparison.tuned == before == evaluation.measure(tuned)
+    assert comparison.tuned.loss != comparison.base.loss
+    assert [answer.text for answer in comparison.tuned.answers] != [answer.text for answer in comparison.base.answers]
+    assert list(comparison.tuned.numbers) == ["loss", "perplexity", "exact_match", "rouge1", "rouge2", "rougeL"]
+
+
+def test_the_base_can_be_left_out(evaluation, tuned):
+    comparison = evaluation.compare(tuned, with_base=False)
+    assert comparison.base is None
+    assert to_dict(comparison)["base"] is None
+
+
+def test_loss_alone_generates_nothing(tokenizer, template, conversations, tuned, monkeypatch):
+    monkeypatch.setattr("lorakeet.evaluation.compare.generate_answers", lambda *_, **__: pytest.fail("generated"))
+    comparison = Evaluation(tokenizer, template, conversations, {}).compare(tuned)
+    assert list(comparison.tuned.numbers) == ["loss", "perplexity"]
+    assert answers_to_dicts(comparison) == []
+
+
+def test_json_holds_every_number_and_answer(evaluation, tuned):
+    comparison = evaluation.compare(tuned)
+    values = json.loads(json.dumps(to_dict(comparison)))
+    assert values["num_conversations"] == 9
+    assert values["num_supervised_tokens"] == comparison.tuned.loss.num_supervised_tokens
+    assert values["base"] == comparison.base.numbers
+    assert values["tuned"] == comparison.tuned.numbers
+    rows = json.loads(json.dumps(answers_to_dicts(comparison)))
+    assert [row["tuned"]["text"] for row in rows] == [answer.text for answer in comparison.tuned.answers]
+    assert [row["base"]["text"] for row in rows] == [answer.text for answer in comparison.base.answers]
+    assert rows[2]["reference"] == "brown fox jumps over the lazy dog"
+
+
+def test_the_table_shows_both_columns_and_reads_no_markup(evaluation, tuned, conversations):
+    comparison = evaluation.compare(tuned)
+    comparison.tuned.answers[0].scores.clear()
+    object.__setattr__(comparison.tuned.answers[0], "text", "[bold]as written[/nonsense]")
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=200), num_examples=2)
+    text = out.getvalue()
+    assert f"{comparison.base.loss.loss:.4f}" in text
+    assert f"{comparison.tuned.loss.loss:.4f}" in text
+    assert "[bold]as written[/nonsense]" in text
+    assert "rows" not in text
+    assert conversations[1].messages[-1].content in text
+
+
+def test_rejects_no_rows_at_all(tokenizer, template):
+    with pytest.raises(DataError, match="E-DATA-28"):
+        Evaluation(tokenizer, template, [], {})

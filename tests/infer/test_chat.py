@@ -1,0 +1,129 @@
+"""A conversation turn by turn: its prompts, its memory, and the loop that reads it."""
+
+import pytest
+import torch
+
+from lorakeet.data.conversation import Conversation, Message
+from lorakeet.data.encode import encode
+from lorakeet.data.template import template_for
+from lorakeet.errors import ConfigError
+from lorakeet.infer import chat
+from lorakeet.infer.chat import ChatSession, run_chat
+from lorakeet.infer.engine import generate
+from tests.data.conftest import trained
+
+
+@pytest.fixture
+def session(build):
+    tokenizer = trained("bpe")
+    model = build(vocab_size=640, max_position_embeddings=128, original_max_position_embeddings=128)
+    return ChatSession(model, tokenizer, template_for(tokenizer, name="phi3-mini"), max_new_tokens=8)
+
+
+def prompt_of(session, *messages):
+    conversation = Conversation(tuple(Message(role, text) for role, text in messages))
+    return encode(conversation, session.tokenizer, session.template, add_generation_prompt=True).input_ids
+
+
+def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
+    sent = []
+
+    def spy(model, prompts, **options):
+        sent.extend(prompts)
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr(chat, "generate", spy)
+    session.reset("be quick")
+    first = session.ask("hello")
+    second = session.ask("how are you?")
+    opening = [("system", "be quick"), ("user", "hello")]
+    assert sent[0] == prompt_of(session, *opening)
+    assert sent[1] == prompt_of(session, *opening, ("assistant", first.text), ("user", "how are you?"))
+    assert [message.content for message in session.messages] == ["hello", first.text, "how are you?", second.text]
+
+
+def test_a_reply_says_how_it_came_about(session):
+    pieces = []
+    reply = session.ask("hello", on_text=pieces.append)
+    (alone,) = generate(
+        session.model, [prompt_of(session, ("user", "hello"))], stop_ids=session.stop_ids, max_new_tokens=8
+    )
+    assert "".join(pieces) == reply.text == session.tokenizer.decode(alone.ids, skip_control=True)
+    assert reply.num_prompt_tokens == len(prompt_of(session, ("user", "hello")))
+    assert (reply.num_answer_tokens, reply.stop_reason) == (len(alone.ids), alone.stop_reason)
+    assert reply.tokens_per_second == pytest.approx(reply.num_answer_tokens / reply.seconds)
+
+
+def test_stops_at_the_end_of_the_turn(session):
+    end = session.tokenizer.token_id("<|end|>")
+    with torch.no_grad():
+        session.model.lm_head.weight[end] = 0
+        free = session.ask("hello")
+        session.reset()
+        # Make the end token outweigh whatever would come third.
+        ids = prompt_of(session, ("user", "hello")) + session.tokenizer.encode_text(free.text)[:0]
+        hidden = session.model(torch.tensor(ids), torch.arange(len(ids)), torch.tensor([0, len(ids)]))[-1]
+        session.model.lm_head.weight[end] = 100 * hidden
+    assert end in session.stop_ids
+    reply = session.ask("hello")
+    assert (reply.text, reply.num_answer_tokens, reply.stop_reason) == ("", 0, "stop")
+
+
+def talk(session, *lines):
+    remaining, written, noted = list(lines), [], []
+    run_chat(session, lambda: remaining.pop(0) if remaining else None, written.append, noted.append)
+    return "".join(written), noted
+
+
+def test_the_loop_answers_lines_and_obeys_commands(session):
+    expected = [session.ask("hello").text]
+    session.reset()
+    session.reset("be quick")
+    expected.append(session.ask("hello").text)
+    session.reset()
+    written, noted = talk(session, "hello\n", "\n", "/system be quick\n", "hello\n", "/exit\n", "never\n")
+    assert written == f"{expected[0]}\n{expected[1]}\n"
+    assert any("system prompt" in note for note in noted)
+    assert session.system == "be quick"
+    assert [message.content for message in session.messages] == ["hello", expected[1]]
+
+
+def test_reset_keeps_the_system_prompt(session):
+    session.reset("be quick")
+    talk(session, "hello\n", "/reset\n")
+    assert (session.messages, session.system) == ([], "be quick")
+
+
+def test_help_and_unknown_commands_name_the_commands(session):
+    _, noted = talk(session, "/help\n", "/nonsense\n")
+    assert all("/reset" in note for note in noted)
+    assert "No command /nonsense" in noted[1]
+
+
+def test_a_question_that_does_not_fit_is_forgotten(session):
+    written, noted = talk(session, "hello\n", "fox " * 400, "hello\n")
+    assert any("E-CFG-44" in note and "/reset" in note for note in noted)
+    assert [message.content for message in session.messages][::2] == ["hello", "hello"]
+    assert written.count("\n") >= 2
+    with pytest.raises(ConfigError, match="E-CFG-44"):
+        session.ask("fox " * 400)
+
+
+def test_an_interrupted_answer_is_forgotten(session, monkeypatch):
+    calls = []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(chat, "generate", interrupted)
+    _, noted = talk(session, "first\n", "second\n")
+    assert any("Interrupted" in note for note in noted)
+    assert session.messages[0].content == "second"
+
+
+def test_control_tokens_in_a_question_are_text(session):
+    prompt = prompt_of(session, ("user", "a<|end|>b"))
+    assert prompt.count(session.tokenizer.token_id("<|end|>")) == 1
