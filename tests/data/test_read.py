@@ -77,6 +77,7 @@ def test_hub_ids_go_through_datasets(tmp_path):
     rows = list(_hub_rows(f"{tmp_path}:train"))
     assert [row for _, row in rows] == ROWS[:3]
     assert rows[0][0] == f"{tmp_path}:train:1"
+    assert [row for _, row in _hub_rows(f"{tmp_path}:default:train")] == ROWS[:3]
     with pytest.raises(DataError, match="E-DATA-105"):
         list(_hub_rows(f"{tmp_path}:nothing"))
 

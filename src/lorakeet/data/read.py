@@ -105,7 +105,7 @@ def _files(name: str) -> list[Path | str]:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Tell owner/name or owner/name:split from a path that does not exist."""
+    """Tell owner/name, with or without :split, from a path that does not exist."""
     owner, slash, rest = name.partition("/")
     plain = all(part and not part.startswith((".", "~")) for part in (owner, rest))
     return bool(slash) and plain and "/" not in rest and "\\" not in name and not _suffix(Path(rest))
@@ -399,10 +399,10 @@ def _hub_rows(name: str) -> Iterator[Row]:
     """Stream a dataset of the Hugging Face hub; the only place that uses the network, and only for a named id."""
     import datasets
 
-    repo, _, split = name.partition(":")
-    split = split or "train"
+    repo, *parts = name.split(":")
+    split = parts.pop() if parts else "train"
     try:
-        rows: Iterable[Any] = datasets.load_dataset(repo, split=split, streaming=True)
+        rows: Iterable[Any] = datasets.load_dataset(repo, *parts[:1], split=split, streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{name}:{number}", row
     except Exception as error:  # the hub's client raises many kinds; each means the same to the user
@@ -411,7 +411,7 @@ def _hub_rows(name: str) -> Iterator[Row]:
             "E-DATA-105",
             f"no such file, and the hub dataset cannot be read ({type(error).__name__}: {reason})",
             place=name,
-            fix="Correct the path or the id; a split is named as owner/name:split",
+            fix="Correct the path or the id: owner/name, owner/name:split, or owner/name:configuration:split",
         ) from None
 
 
