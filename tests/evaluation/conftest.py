@@ -11,7 +11,7 @@ from lorakeet.models.config import Phi3Config
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from tests.data.conftest import trained
 
-WORDS = "the quick brown fox jumps over the lazy dog".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 
 
 @pytest.fixture(scope="session")

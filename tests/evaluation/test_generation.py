@@ -65,7 +65,7 @@ def test_progress_counts_tokens(tuned, tokenizer, template, conversations):
 
 def test_rejects_a_row_without_an_answer(tuned, tokenizer, template):
     row = Conversation((Message("user", "hi"),), place="rows.jsonl:7")
-    with pytest.raises(DataError, match="E-DATA-24 rows.jsonl:7"):
+    with pytest.raises(DataError, match=r"E-DATA-24 rows\.jsonl:7"):
         generate_answers(tuned, tokenizer, template, [row], max_new_tokens=5)
 
 

@@ -117,7 +117,7 @@ def test_rejects_an_output_that_holds_something(tmp_path, base, adapter, monkeyp
     monkeypatch.setattr(weights, "load_model", lambda *_: pytest.fail("nothing is to be loaded"))
     with pytest.raises(ConfigError, match=f"E-CFG-48 {output} is not empty"):
         merge(directory, saved, output)
-    with pytest.raises(ConfigError, match="E-CFG-48 .* is a file"):
+    with pytest.raises(ConfigError, match=r"E-CFG-48 .* is a file"):
         merge(directory, saved, output / "notes.txt")
     assert [file.name for file in output.iterdir()] == ["notes.txt"]
 

@@ -11,10 +11,16 @@ def test_modes_come_back_even_after_an_error():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Sequential(nn.Dropout()))
     model[1].eval()
     modes = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        assert torch.is_inference_mode_enabled()
-        raise KeyError
+    seen = []
+
+    def use():
+        with evaluating(model):
+            seen.append((any(module.training for module in model.modules()), torch.is_inference_mode_enabled()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use()
+    assert seen == [(False, True)]
     assert [module.training for module in model.modules()] == modes
     assert torch.is_grad_enabled()
 

@@ -1,0 +1,137 @@
+"""A run that was really trained, used from the command line: chat, evaluate, merge."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+import transformers
+
+import lorakeet
+from lorakeet.cli.main import run
+from tests.data.conftest import TEMPLATES, trained
+
+PEOPLE = ["fox", "dog", "world", "straße", "land", "hello"]
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    """Train a tiny model for a few steps."""
+    folder = tmp_path_factory.mktemp("use")
+    tokenizer = trained("bpe")
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        vocab_size=640, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    model = folder / "model"
+    transformers.Phi3ForCausalLM(config).save_pretrained(model)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (model / "chat_template.jinja").write_text((TEMPLATES / "phi3-mini.jinja").read_text())
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"hello {name} {i}"},
+                {"role": "assistant", "content": f"the {name}"},
+            ]
+        }
+        for i in range(5)
+        for name in PEOPLE
+    ]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKEET_CACHE", str(folder / "cache"))
+        patch.setenv("LORAKEET_COMPILE", "0")
+        settings = {"output_dir": str(folder / "run"), "max_steps": 6, "learning_rate": 3e-2, "bf16": False}
+        yield lorakeet.train(
+            str(model), str(data), training_config=settings, peft_config={"r": 4}, data_config={"eval_fraction": 0.2}
+        )
+
+
+def last_json(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_chat_prints_one_answer(trained_run, capsys):
+    directory = str(trained_run.directory)
+    question = ["--prompt", "hello fox 1", "--max-new-tokens", "9"]
+    assert run(["chat", directory, *question, "--json"]) == 0
+    result = last_json(capsys)
+    assert result["run_dir"] == directory
+    assert result["stop_reason"] in ("stop", "length")
+    assert 0 <= result["answer_tokens"] <= 9
+    assert result["prompt_tokens"] > 3
+    assert result["tokens_per_second"] > 0
+    assert run(["chat", directory, *question]) == 0
+    assert capsys.readouterr().out == result["answer"] + "\n"
+    assert run(["chat", result["model"], *question, "--json"]) == 0
+    assert last_json(capsys)["run_dir"] is None
+
+
+def test_chat_reads_a_pipe(trained_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello fox 1\n/reset\nhello fox 1\n"))
+    assert run(["chat", str(trained_run.directory), "--max-new-tokens", "5"]) == 0
+    captured = capsys.readouterr()
+    half = len(captured.out) // 2
+    assert captured.out[:half] == captured.out[half:] != ""
+    assert "Forgotten." in captured.err
+    assert ">" not in captured.out
+
+
+def test_chat_refuses_what_it_cannot_do(trained_run, capsys):
+    directory = str(trained_run.directory)
+    for arguments, code in (
+        (["--json"], "E-CFG-131"),
+        (["--prompt", "hi", "--temperature", "nan"], "E-CFG-82"),
+        (["--prompt", "fox " * 400], "E-CFG-44"),
+        (["--prompt", "hi", "--seed", "-1"], "E-CFG-51"),
+    ):
+        assert run(["chat", directory, *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines()[-1].startswith(code)
+
+
+def test_evaluate_measures_both_models(trained_run, capsys, tmp_path):
+    directory, answers = str(trained_run.directory), tmp_path / "answers.jsonl"
+    options = ["--max-new-tokens", "4", "--answers", str(answers)]
+    assert run(["evaluate", directory, *options, "--json"]) == 0
+    result = last_json(capsys)
+    logged = [row["eval_loss"] for row in trained_run.metrics if "eval_loss" in row]
+    assert result["base"]["loss"] == pytest.approx(logged[0], rel=1e-4)
+    assert result["tuned"]["loss"] == pytest.approx(logged[-1], rel=1e-4)
+    assert result["tuned"]["loss"] < result["base"]["loss"]
+    assert {"perplexity", "exact_match", "rouge1", "rouge2", "rougeL"} < result["tuned"].keys()
+    assert len(answers.read_text().splitlines()) == result["num_conversations"] > 1
+    assert run(["evaluate", directory, "--metrics", "loss", "--no-base", "--max-rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 held-out conversations" in out
+    assert "base" not in out
+
+
+def test_evaluate_takes_other_rows_and_refuses_unknown_metrics(trained_run, capsys, tmp_path):
+    other = tmp_path / "other.jsonl"
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the dog"}]}
+    other.write_text(json.dumps(row) + "\n")
+    assert run(["evaluate", str(trained_run.directory), str(other), "--metrics", "loss,exact_match", "--json"]) == 0
+    assert last_json(capsys)["num_conversations"] == 1
+    assert run(["evaluate", str(trained_run.directory), "--metrics", "bleu"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("E-CFG-130")
+
+
+def test_merge_writes_a_model_that_answers_like_the_run(trained_run, capsys, tmp_path):
+    output, directory = tmp_path / "merged", str(trained_run.directory)
+    assert run(["merge", directory, "-o", str(output), "--json"]) == 0
+    result = last_json(capsys)
+    assert (result["directory"], result["num_merged"], result["dtype"]) == (str(output), 8, "float32")
+    question = ["--prompt", "hello dog 3", "--max-new-tokens", "9", "--json"]
+    assert run(["chat", directory, *question]) == 0
+    expected = last_json(capsys)["answer"]
+    assert run(["chat", str(output), *question]) == 0
+    assert last_json(capsys)["answer"] == expected
+    assert run(["merge", directory, "-o", str(output)]) == 2
+    assert "E-CFG-48" in capsys.readouterr().err
