@@ -100,6 +100,15 @@ def test_1_absent_path(tmp_path):
         assert_refused("E-DATA-1", name, "not found")
 
 
+def test_paths_the_system_refuses(tmp_path):
+    assert_refused("E-DATA-117", "x" * 5000 + ".jsonl", "cannot be read")
+    loop = tmp_path / "loop.jsonl"
+    loop.symlink_to(loop)
+    assert_refused("E-DATA-117", loop, "cannot be read")
+    with pytest.raises(LorakeetError, match="E-DATA-1 "):
+        list(read_conversations("a\0b.jsonl"))
+
+
 def test_2_directory_without_data(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     assert_refused("E-DATA-2", tmp_path, "expected file")

@@ -90,18 +90,40 @@ def _weighted(name: str) -> tuple[str, float]:
 def _files(name: str) -> list[Path | str]:
     """Resolve a source into the data files it stands for; a hub id stays a string."""
     path = Path(name)
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if _suffix(p) and not p.name.startswith(".") and not p.is_dir())
+    if _kind_of(path) == "directory":
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        found = [path / n for n in names if _suffix(Path(n)) and not n.startswith(".") and _kind_of(path / n) == "file"]
         if not found:
             raise DataError(
                 "E-DATA-2", "is a directory without data files; expected file", place=name, fix=f"Known types: {_TYPES}"
             )
-        return list(found)
+        return [*found]
     if os.path.lexists(name):
         return [path]
     if _is_hub_id(name):
         return [name]
     raise DataError("E-DATA-1", "not found", place=name, fix="Correct the path")
+
+
+def _kind_of(path: Path) -> str:
+    """Tell file, directory, or anything else. Raises DataError where the system does not let us look."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "absent"
+    except OSError as error:  # no permission, a loop of links, a name too long
+        raise _unreadable(path, error) from None
+    return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    reason = error.strerror or str(error)
+    return DataError(
+        "E-DATA-117", f"cannot be read: {reason}", place=str(path), fix="Check the path and its permissions"
+    )
 
 
 def _is_hub_id(name: str) -> bool:
@@ -115,7 +137,7 @@ def _rows(file: Path | str, notes: Notes) -> Iterator[Row]:
     """Read the rows of one file by the kind its name tells."""
     if isinstance(file, str):
         return _hub_rows(file)
-    if not stat.S_ISREG(file.stat().st_mode) if file.exists() else True:
+    if _kind_of(file) != "file":
         raise DataError("E-DATA-3", "not a regular file", place=str(file), fix="Save the rows into a file")
     suffix = _suffix(file)
     if suffix is None:
@@ -150,9 +172,7 @@ def _guarded(read: Callable[[IO[bytes], str, Notes], Iterator[Row]], file: Path,
                     "E-DATA-103", f"is not valid gzip near byte {raw.tell()}: {error}", place=place, fix="Copy it again"
                 ) from None
     except OSError as error:
-        raise DataError(
-            "E-DATA-117", f"cannot be read: {error.strerror or error}", place=place, fix="Check the file's permissions"
-        ) from None
+        raise _unreadable(file, error) from None
 
 
 def _decode(data: bytes, offset: int, place: str) -> str:
