@@ -66,6 +66,7 @@ def test_weights_repeat_and_thin_out(tmp_path):
     assert len(said({str(path): 0.3})) == 3
     assert said(f"{path}@0.5") == said(path)[1::2]
     assert len(said(f"{path}@1.5")) == 15
+    assert len(said([path, path])) == 20
     with pytest.raises(DataError, match="E-DATA-116"):
         said({str(path): 0})
 

@@ -68,11 +68,14 @@ def read_conversations(
 def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[str, float]:
     """Give every source its weight."""
     if isinstance(source, Mapping):
-        weights = {str(name): float(weight) for name, weight in source.items()}
+        pairs = [(str(name), float(weight)) for name, weight in source.items()]
     elif isinstance(source, str | os.PathLike):
-        weights = dict([_weighted(os.fspath(source))])
+        pairs = [_weighted(os.fspath(source))]
     else:
-        weights = dict(_weighted(os.fspath(name)) for name in source)
+        pairs = [_weighted(os.fspath(name)) for name in source]
+    weights: dict[str, float] = {}
+    for name, weight in pairs:
+        weights[name] = weights.get(name, 0.0) + weight  # a file named twice is read twice
     for name, weight in weights.items():
         if not 0 < weight <= 1000:
             raise DataError(
