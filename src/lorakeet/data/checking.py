@@ -18,7 +18,7 @@ from lorakeet.data.dataset import encode_stream
 from lorakeet.data.encode import Learn, Truncation
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import read_conversations
-from lorakeet.data.show import LEGEND, example_text, report_html, report_lines
+from lorakeet.data.show import example_text, legend, report_html, report_lines
 from lorakeet.data.split import refuse_overlap
 from lorakeet.data.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
@@ -61,8 +61,8 @@ class CheckResult:
 
         console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         colour = console.color_system is not None and "NO_COLOR" not in os.environ
-        if self.shown and not colour:
-            console.print(LEGEND + "\n")
+        if self.shown:
+            console.print(legend(colour=colour), end="\n\n")
         for shown in self.shown:
             console.print(f"── {shown.conversation.place}", style="bold" if colour else "")
             console.print(example_text(shown, self.tokenizer, colour=colour))

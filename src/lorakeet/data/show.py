@@ -27,7 +27,12 @@ _MARKS: dict[Look, tuple[str, str]] = {
     "control": ("{", "}"),
     "learned-control": ("«{", "}»"),
 }
-LEGEND = "«learned», context, {control token}, «{learned control token}»"
+_NAMES: dict[Look, str] = {
+    "learned": "learned",
+    "context": "context",
+    "control": "control token",
+    "learned-control": "learned control token",
+}
 
 
 def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[Look, str]]:
@@ -57,6 +62,18 @@ def example_text(shown: Shown, tokenizer: Tokenizer, *, colour: bool) -> "Text":
     for look, part in stretches(shown.example, tokenizer):
         before, after = ("", "") if colour else _MARKS[look]
         text.append(before + _visible(part) + after, _STYLES[look] if colour else "")
+    return text
+
+
+def legend(*, colour: bool) -> "Text":
+    """Say what the colours or the marks mean."""
+    from rich.text import Text
+
+    text = Text()
+    for look, name in _NAMES.items():
+        text.append(", " if text else "")
+        before, after = ("", "") if colour else _MARKS[look]
+        text.append(before + name + after, _STYLES[look] if colour else "")
     return text
 
 
