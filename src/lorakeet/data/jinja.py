@@ -217,7 +217,9 @@ class _Renderer:
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
-            if not select.select([self.process.stdout], [], [], seconds)[0]:
+            # Many short waits: a machine that was suspended for minutes has used up only one of them.
+            waits = (select.select([self.process.stdout], [], [], 0.25)[0] for _ in range(int(seconds * 4)))
+            if not any(waits):
                 return None
             line = _whole_line(self.process.stdout)
         except OSError:
