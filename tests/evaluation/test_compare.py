@@ -1,5 +1,6 @@
 """Base and tuned side by side: the base column is the base model's own, and nothing of it stays behind."""
 
+import dataclasses
 import io
 import json
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from lorakeet.errors import DataError
 from lorakeet.evaluation.compare import Evaluation
 from lorakeet.evaluation.metrics import text_metrics
-from lorakeet.evaluation.report import answers_to_dicts, print_comparison, to_dict
+from lorakeet.evaluation.report import answers_to_dicts, live_progress, print_comparison, to_dict
 
 
 @pytest.fixture
@@ -72,3 +73,18 @@ def test_the_table_shows_both_columns_and_reads_no_markup(evaluation, tuned, con
 def test_rejects_no_rows_at_all(tokenizer, template):
     with pytest.raises(DataError, match="E-DATA-28"):
         Evaluation(tokenizer, template, [], {})
+
+
+def test_progress_tells_of_every_part(evaluation, tuned):
+    told = {}
+    dataclasses.replace(evaluation, on_progress=lambda what, done, total: told.update({what: (done, total)})).compare(
+        tuned
+    )
+    assert list(told) == ["loss, base", "answers, base", "loss, tuned", "answers, tuned"]
+    assert told["loss, tuned"] == (9, 9)
+
+
+def test_live_progress_is_silent_where_there_is_no_terminal(capsys):
+    with live_progress() as tell:
+        tell("loss, base", 1, 2)
+    assert capsys.readouterr().out == ""

@@ -27,16 +27,18 @@ def command(
     from rich.console import Console
 
     from lorakeet import api
-    from lorakeet.evaluation.report import answers_to_dicts, print_comparison, to_dict
+    from lorakeet.evaluation.report import answers_to_dicts, live_progress, print_comparison, to_dict
 
     opened = api.open_run(run)
-    comparison = opened.evaluate(
-        data or None,
-        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
-        base=base,
-        max_rows=max_rows,
-        max_new_tokens=max_new_tokens,
-    )
+    with live_progress() as on_progress:
+        comparison = opened.evaluate(
+            data or None,
+            metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+            base=base,
+            max_rows=max_rows,
+            max_new_tokens=max_new_tokens,
+            on_progress=on_progress,
+        )
     if answers is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in answers_to_dicts(comparison))
         answers.write_text("".join(lines), encoding="utf-8")

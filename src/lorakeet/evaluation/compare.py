@@ -71,7 +71,9 @@ class Evaluation:
         if self.with_loss:
             examples = encode_many(self.conversations, self.tokenizer, self.template, learn=self.learn)
             self._check_lengths(model, [len(example.input_ids) for example in examples])
-            loss = evaluate_loss(model, examples, batch_size=self.batch_size)
+            loss = evaluate_loss(
+                model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}")
+            )
         if not self.metrics:
             return Measurement(loss, {})
         answers = generate_answers(
@@ -81,7 +83,7 @@ class Evaluation:
             self.conversations,
             max_new_tokens=self.max_new_tokens,
             metrics=self.metrics,
-            on_progress=self._progress_of(name),
+            on_progress=self._progress_of(f"answers, {name}"),
         )
         return Measurement(loss, mean_scores(answers), answers)
 
@@ -102,8 +104,8 @@ class Evaluation:
                     place=conversation.place, fix="Shorten or remove the row",
                 )  # fmt: skip
 
-    def _progress_of(self, name: str) -> Callable[[int, int], None] | None:
+    def _progress_of(self, what: str) -> Callable[[int, int], None] | None:
         if self.on_progress is None:
             return None
         tell = self.on_progress
-        return lambda done, total: tell(f"generating, {name}", done, total)
+        return lambda done, total: tell(what, done, total)

@@ -5,7 +5,7 @@ all supervised tokens divided by their number, so it does not depend on how the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorakeet.data.conversation import Example
@@ -29,12 +29,20 @@ class EvalLoss:
         return math.exp(self.loss)
 
 
-def evaluate_loss(model: Phi3ForCausalLM, examples: Sequence[Example], *, batch_size: int = 8) -> EvalLoss:
-    """Compute the loss of `examples`, in evaluation mode."""
+def evaluate_loss(
+    model: Phi3ForCausalLM,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvalLoss:
+    """Compute the loss of `examples`, in evaluation mode; `on_progress` is told (rows done, rows in all)."""
     total, supervised = 0.0, 0
     with evaluating(model):
         for start in range(0, len(examples), batch_size):
             batch = pack_for(model, examples[start : start + batch_size])
             total += packed_loss(model, batch).item()
             supervised += batch.num_supervised_tokens
+            if on_progress is not None:
+                on_progress(min(start + batch_size, len(examples)), len(examples))
     return EvalLoss(total / supervised, supervised, len(examples))

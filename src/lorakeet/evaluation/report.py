@@ -4,9 +4,11 @@ data in: a Comparison → out: a table with base and tuned side by side and a fe
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorakeet.evaluation.compare import Comparison, Measurement
+from lorakeet.evaluation.compare import Comparison, Measurement, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +39,24 @@ def answers_to_dicts(comparison: Comparison) -> list[dict[str, Any]]:
                 row[name] = {key: answer[key] for key in ("text", "stop_reason", "scores")}
         rows.append(row)
     return rows
+
+
+@contextmanager
+def live_progress() -> Iterator[Progress]:
+    """Show on stderr how far an evaluation is; where that is no terminal, show nothing."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    tasks: dict[str, Any] = {}
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield tell
 
 
 def print_comparison(comparison: Comparison, console: "Console", *, num_examples: int = 3) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+import torch
+
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
 from lorakeet.data.template import Template
@@ -80,10 +82,12 @@ class ChatSession:
                 on_text(piece)
 
         start = time.perf_counter()
-        (generation,) = generate(
-            self.model, [prompt], stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-            on_token=lambda _, token: tell(stream.push(token)),
-        )  # fmt: skip
+        # One answer does not pay for a compilation, which would keep the first token waiting for seconds.
+        with torch.compiler.set_stance("force_eager"):
+            (generation,) = generate(
+                self.model, [prompt], stop_ids=self.stop_ids, max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling, on_token=lambda _, token: tell(stream.push(token)),
+            )  # fmt: skip
         tell(stream.finish())
         seconds = time.perf_counter() - start
         answer = "".join(pieces)
