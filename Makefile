@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/lorakeet demo
 
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

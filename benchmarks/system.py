@@ -31,8 +31,8 @@ TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
 def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
     """Run the project's own step."""
     from lorakeet.config import LoraConfig, TrainingConfig
-    from lorakeet.loss import pack_for
     from lorakeet.lora.inject import inject
+    from lorakeet.loss import pack_for
     from lorakeet.models.weights import load_model
     from lorakeet.ops.hardware import keep_freed_memory
     from lorakeet.training.optim import build_optimizer

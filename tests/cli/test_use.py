@@ -5,32 +5,17 @@ import json
 import sys
 
 import pytest
-import torch
-import transformers
 
 import lorakeet
 from lorakeet.cli.main import run
-from tests.data.conftest import TEMPLATES, trained
 
 PEOPLE = ["fox", "dog", "world", "straße", "land", "hello"]
 
 
 @pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
+def trained_run(tmp_path_factory, tiny_model_directory):
     """Train a tiny model for a few steps."""
     folder = tmp_path_factory.mktemp("use")
-    tokenizer = trained("bpe")
-    torch.manual_seed(0)
-    config = transformers.Phi3Config(
-        vocab_size=640, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
-    )  # fmt: skip
-    model = folder / "model"
-    transformers.Phi3ForCausalLM(config).save_pretrained(model)
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
-    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
-    (model / "chat_template.jinja").write_text((TEMPLATES / "phi3-mini.jinja").read_text())
     rows = [
         {
             "messages": [
@@ -43,13 +28,14 @@ def trained_run(tmp_path_factory):
     ]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAKEET_CACHE", str(folder / "cache"))
-        patch.setenv("LORAKEET_COMPILE", "0")
-        settings = {"output_dir": str(folder / "run"), "max_steps": 6, "learning_rate": 3e-2, "bf16": False}
-        yield lorakeet.train(
-            str(model), str(data), training_config=settings, peft_config={"r": 4}, data_config={"eval_fraction": 0.2}
-        )
+    settings = {"output_dir": str(folder / "run"), "max_steps": 6, "learning_rate": 3e-2, "bf16": False}
+    return lorakeet.train(
+        str(tiny_model_directory),
+        str(data),
+        training_config=settings,
+        peft_config={"r": 4},
+        data_config={"eval_fraction": 0.2},
+    )
 
 
 def last_json(capsys):

@@ -30,8 +30,8 @@ from lorakeet.embedded.values import ARTISTS, VALUES, is_held_out
 
 # Regenerate with: python tests/embedded/test_toolcalls.py
 SHA256 = {
-    "train": "170a6ab2b5c9744d9aba8155a8340d7993bb3f15661763c0a6cfcedd3ad39672",
-    "held_out": "6bb5019d2919fee792d67f4848c50c2386c509ad497e2daebbb92df9142c6088",
+    "train": "e6c1e2724fba05ee01a6aef593d1be30d132d09fe938b021e72102a56a7e009d",
+    "held_out": "f6999a4f883ea55950c087821294029f8a2e733fc33b0161c69c2337fc5bd4c9",
 }
 
 
@@ -188,8 +188,9 @@ def test_templates_use_only_their_tool_s_slots() -> None:
             for template in templates:
                 slots = [slot for _, slot, _, _ in string.Formatter().parse(template) if slot]
                 assert len(set(slots)) == len(slots)
-                if tool is not None:
-                    assert set(slots) <= {name.rstrip("?") for name in TOOLS[tool]}
+                if tool is not None:  # what a timer is for is said, but is no argument of its call
+                    talk = {"label"} if tool == "set_timer" else set()
+                    assert set(slots) <= {name.rstrip("?") for name in TOOLS[tool]} | talk
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,10 @@ def test_templates_use_only_their_tool_s_slots() -> None:
         ("date", datetime.date(2026, 12, 12), {"December 12", "December 12th", "the 12th of December"}),
         ("date", datetime.date(2026, 5, 22), {"May 22", "May 22nd", "the 22nd of May"}),
         ("date", datetime.date(2026, 5, 23), {"May 23", "May 23rd", "the 23rd of May"}),
-        ("time", datetime.time(15, 0), {"3 pm", "3 in the afternoon", "15:00"}),
-        ("time", datetime.time(12, 5), {"12:05 pm", "12:05 in the afternoon", "12:05"}),
-        ("time", datetime.time(9, 30), {"9:30 am", "9:30 in the morning", "9:30"}),
-        ("time", datetime.time(20, 45), {"8:45 pm", "8:45 in the evening", "20:45"}),
+        ("time", datetime.time(15, 0), {"3 pm", "3 in the afternoon"}),
+        ("time", datetime.time(12, 5), {"12:05 pm", "12:05 in the afternoon"}),
+        ("time", datetime.time(9, 30), {"9:30 am", "9:30 in the morning"}),
+        ("time", datetime.time(20, 45), {"8:45 pm", "8:45 in the evening"}),
         ("amount", Decimal("12.75"), {"$12.75", "12.75 dollars"}),
         ("people", 3, {"3", "three"}),
         ("people", 14, {"14"}),

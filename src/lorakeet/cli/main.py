@@ -3,6 +3,7 @@
 0 done; 1 a defect of ours, with its traceback; 2 something the user can fix, in one line; 130 interrupted.
 """
 
+import logging
 import sys
 import traceback
 
@@ -33,6 +34,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")  # to stderr
+    logging.getLogger("lorakeet").setLevel(logging.INFO)
     try:
         result = app(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0

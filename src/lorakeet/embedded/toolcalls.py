@@ -1,7 +1,7 @@
 """The demo's data set: a spoken request becomes one JSON tool call.
 
-  user       uh, remind me to water the plants on March 14 at 3 pm
-  assistant  {"tool": "set_reminder", "arguments": {"text": "water the plants", "date": "2026-03-14", "time": "15:00"}}
+user       uh, remind me to water the plants on March 14 at 3 pm
+assistant  {"tool": "set_reminder", "arguments": {"text": "water the plants", "date": "2026-03-14", "time": "3:00 pm"}}
 
 A request that no tool serves becomes {"tool": null}. Held-out rows share no wording and no value with training rows,
 so a good score means that the task was learned, not the rows.
@@ -37,15 +37,27 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "create_event": ("title", "date", "time", "minutes?"),
     "send_message": ("to", "message"),
     "send_money": ("to", "amount", "note?"),
-    "set_timer": ("minutes", "label?"),
+    "set_timer": ("minutes",),
     "play_music": ("song", "artist?"),
     "get_weather": ("city", "date?"),
     "book_table": ("restaurant", "people", "date", "time"),
 }
 """Arguments by tool, in the order of the answer; those with a question mark are optional."""
 
-ROWS: dict[Split, tuple[int, int]] = {"train": (155, 200), "held_out": (24, 24)}
+ROWS: dict[Split, tuple[int, int]] = {"train": (235, 380), "held_out": (24, 24)}
 """Rows for each tool, and rows that no tool serves."""
+
+RECIPE: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "eval_strategy": "no",
+}
+"""training_config of the demo: one pass, for a model that sees a row twice begins to learn it by heart."""
+
+PEFT_RECIPE: dict[str, Any] = {"r": 16, "lora_alpha": 32}
+"""peft_config of the demo."""
 
 PHRASINGS: dict[Split, Phrasings] = {"train": training_phrasings.TRAIN, "held_out": held_out_phrasings.HELD_OUT}
 
@@ -173,10 +185,9 @@ def ways_to_say(slot: str, value: Value) -> tuple[str, ...]:
         month = _MONTHS[value.month - 1]
         return f"{month} {value.day}", f"{month} {_ordinal(value.day)}", f"the {_ordinal(value.day)} of {month}"
     if isinstance(value, datetime.time):
-        hour, minute = (value.hour - 1) % 12 + 1, f":{value.minute:02}" if value.minute else ""
+        hour, minute, half = _hour(value), f":{value.minute:02}" if value.minute else "", _half(value)
         part = "morning" if value.hour < 12 else "afternoon" if value.hour < 18 else "evening"
-        half = "am" if value.hour < 12 else "pm"
-        return (f"{hour}{minute} {half}",) * 3 + (f"{hour}{minute} in the {part}", f"{value.hour}:{value.minute:02}")
+        return f"{hour}{minute} {half}", f"{hour}{minute} {half}", f"{hour}{minute} in the {part}"
     if slot == "amount":
         return f"${value}", f"${value}", f"{value} dollars"
     if slot == "people" and int(value) <= len(_SMALL_NUMBERS):
@@ -187,6 +198,14 @@ def ways_to_say(slot: str, value: Value) -> tuple[str, ...]:
 # Not from the calendar module, whose names change with the locale.
 _MONTHS = words("January, February, March, April, May, June, July, August, September, October, November, December")
 _SMALL_NUMBERS = words("one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve")
+
+
+def _hour(value: datetime.time) -> int:
+    return (value.hour - 1) % 12 + 1
+
+
+def _half(value: datetime.time) -> str:
+    return "am" if value.hour < 12 else "pm"
 
 
 def _ordinal(number: int) -> str:
@@ -203,9 +222,9 @@ def _call(tool: str | None, slots: dict[str, Value]) -> dict[str, Any]:
 
 
 def _argument(value: Value) -> str | int | float:
-    """Return a value as JSON has it: 2026-03-14, 15:00, 12.75."""
+    """Return a value as JSON has it: 2026-03-14, 3:00 pm, 12.75."""
     if isinstance(value, datetime.time):
-        return value.strftime("%H:%M")
+        return f"{_hour(value)}:{value.minute:02} {_half(value)}"
     if isinstance(value, datetime.date):
         return value.isoformat()
     if isinstance(value, Decimal):

@@ -1,10 +1,12 @@
 """How people word the training requests: one template a line, {slots} for the values.
 
-The slots of a tool's template are the arguments of its call. The tool None stands for requests that no tool serves;
-what fills their slots is only talk. The held-out rows have wordings of their own, in held_out_phrasings.py.
+The slots of a tool's template are the arguments of its call, but for what a timer is for, which is only talk. The tool
+None stands for requests that no tool serves; all that fills their slots is talk. The held-out rows have wordings of
+their own, in held_out_phrasings.py.
 """
 
 from lorakeet.embedded.phrasings import Phrasings, lines
+from lorakeet.embedded.unserved_phrasings import UNSERVED
 
 TRAIN = Phrasings(
     templates={
@@ -41,6 +43,29 @@ TRAIN = Phrasings(
             I might forget to {text} on {date}, so remind me at {time}
             I always forget, remind me to {text} on {date} at {time}
             I really must {text} on {date}, can you remind me
+            don't forget to remind me on {date} to {text}
+            I must not forget to {text} on {date}
+            never let me forget, on {date} at {time} I have to {text}
+            nudge me on {date}, I have to {text}
+            nudge me at {time} on {date} to {text}
+            ping me to {text} at {time} on {date}
+            ping me about this on {date}, {text}
+            alert me to {text} on {date}
+            I want an alert on {date} at {time} to {text}
+            I keep putting it off, remind me on {date} to {text}
+            I tend to forget things, so on {date} tell me to {text}
+            I'm supposed to {text} on {date}, remind me please
+            notify me on {date} at {time} that I need to {text}
+            it's important, remind me to {text} on {date}
+            I need your help, on {date} I have to {text}, remind me at {time}
+            let me know on {date} that I should {text}
+            let me know at {time} on {date}, it's time to {text}
+            make sure that I {text} on {date}
+            make sure I remember on {date} at {time} to {text}
+            keep in mind for me that I have to {text} on {date}
+            I don't want to miss it, {text}, {date} at {time}, remind me
+            I'm bad at remembering, on {date} I have to {text}
+            jog my memory on {date}, {text}
         """),
         "create_event": lines("""
             schedule {title} on {date} at {time}
@@ -71,6 +96,30 @@ TRAIN = Phrasings(
             schedule {minutes} minutes for {title} at {time} on {date}
             at {time} on {date} put {title} into my calendar
             enter an event on {date}, {title} from {time}
+            pencil {title} into my calendar for {date} at {time}
+            block my calendar for {title}, {date} at {time}
+            block out some time for {title}, {date} at {time}, {minutes} minutes
+            book {minutes} minutes of {title} into my day on {date} at {time}
+            mark my calendar, {title}, {date}, {time}
+            mark {date} at {time} in the calendar, {title}
+            write {title} in my diary, {date} at {time}
+            my diary for {date} gets {title} at {time}
+            note {title} in my agenda, {date}, {time}
+            put down {title}, {date}, {time}
+            save a slot for {title}, {date} at {time}
+            save me {minutes} minutes for {title} at {time} on {date}
+            keep {date} at {time} open for {title}
+            keep me free for {title} on {date}, {time}, {minutes} minutes
+            I'm busy with {title} on {date} at {time}, note that down
+            let's do {title} on {date} at {time} for {minutes} minutes
+            {title} on {date} at {time}, add that
+            {title}, {date}, {time}, {minutes} minutes, into the calendar please
+            {title} starts at {time} on {date}, put it down
+            {title} will be on {date} at {time}, schedule that
+            slot {title} into my schedule, {time} on {date}
+            drop {title} into my agenda on {date} at {time}
+            my calendar for {date} needs {title} from {time}, lasting {minutes} minutes
+            an appointment, {title}, at {time} on {date}
         """),
         "send_message": lines("""
             tell {to} {message}
@@ -103,6 +152,27 @@ TRAIN = Phrasings(
             reply to {to} with {message}
             answer {to} that {message}
             I have news for {to}, text that {message}
+            please let {to} know at once, {message}
+            inform {to} please, {message}
+            give {to} a message, {message}
+            give the message to {to} that {message}
+            drop {to} a message, {message}
+            drop a note to {to} saying {message}
+            shoot {to} a text, {message}
+            shoot a message over to {to} that {message}
+            pass this on to {to}, {message}
+            pass the word to {to}, {message}
+            get a message to {to} saying {message}
+            update {to}, {message}
+            notify {to} that {message}
+            ping {to} and say that {message}
+            {to} has to know that {message}
+            {to} needs to hear that {message}
+            {to} wants some news, write that {message}
+            {to} doesn't know that, so text {message}
+            get in touch with {to} and say {message}
+            contact {to} and mention that {message}
+            some news for {to}, {message}, let them know
         """),
         "send_money": lines("""
             send {amount} to {to}
@@ -133,6 +203,32 @@ TRAIN = Phrasings(
             money transfer, {amount} to {to}
             I have to pay {to} for {note}, it was {amount}
             {note} cost {amount}, pay {to}
+            settle my debt with {to}, {amount}
+            settle the bill with {to}, {amount} for {note}
+            wire the money to {to}, {amount}
+            wire {amount} for {note} to {to}
+            reimburse {to} for {note}, {amount}
+            pay back {to}, {amount} for {note}
+            {to} spent {amount} on {note}, pay that back
+            {to} bought {note}, give back {amount}
+            {to} covered me the other day, return {amount}
+            {to} covered the cost of {note}, that's {amount}
+            {to} lent me {amount}, send it back
+            shoot {to} some money for {note}, {amount}
+            hand {to} {amount}
+            hand {amount} to {to} for {note}
+            let {to} have the {amount} I owe
+            let {to} get {amount} from me for {note}
+            get {amount} over to {to} for {note}
+            put {amount} in the account of {to} for {note}
+            my part of {note} is {amount}, send it to {to}
+            clear what I owe {to}, {amount}
+            my debt for {note} is {amount}, pay {to}
+            have {to} paid {amount}
+            {amount} goes to {to}
+            {to} is waiting for {amount}, pay now
+            {to} wants {amount} from me
+            I promised {to} {amount}, transfer that
         """),
         "set_timer": lines("""
             set a timer for {minutes} minutes
@@ -163,6 +259,40 @@ TRAIN = Phrasings(
             {label} takes {minutes} minutes, start a timer
             run a timer for {minutes} minutes, it's for {label}
             tell me when {minutes} minutes are over
+            count {minutes} minutes for me
+            do a {minutes} minute countdown for {label}
+            start a countdown of {minutes} minutes
+            countdown for {label}, {minutes} minutes
+            put the timer on {minutes} minutes
+            put {label} on a {minutes} minute timer
+            {minutes} minutes on the clock please
+            clock {minutes} minutes for {label}
+            watch the clock, {label} takes {minutes} minutes
+            wake me in {minutes} minutes
+            ring in {minutes} minutes
+            ring a bell for {label} in {minutes} minutes
+            beep in {minutes} minutes
+            beep when {label} is done, that's {minutes} minutes
+            buzz after {minutes} minutes of {label}
+            alarm in {minutes} minutes
+            set an alarm to go off in {minutes} minutes
+            the alarm should ring for {label} in {minutes} minutes
+            let me know in {minutes} minutes
+            let me know when {label} has had {minutes} minutes
+            notify me after {minutes} minutes of {label}
+            {label} needs {minutes} minutes, set the timer
+            {label} will be ready in {minutes} minutes, time it
+            {label} should take {minutes} minutes, start the countdown
+            I'm starting {label} now, time {minutes} minutes
+            I've put on {label}, give me {minutes} minutes
+            stop me when {minutes} minutes have gone by
+            the alarm goes off after {minutes} minutes
+            tell me after {minutes} minutes have gone
+            I have {minutes} minutes, time that
+            only {minutes} minutes, start now
+            remind me when {minutes} minutes are gone
+            keep the time, {minutes} minutes
+            after {minutes} minutes make a noise
         """),
         "play_music": lines("""
             play {song}
@@ -195,6 +325,41 @@ TRAIN = Phrasings(
             we want to dance to {song} by {artist}
             my favorite song is {song} by {artist}, play it
             do you have {song} by {artist}, then play it
+            queue {song} by {artist}
+            queue the track {song} next
+            add {song} by {artist} to the queue
+            blast the song {song}
+            spin the record {song}
+            throw {song} on the stereo
+            turn on {song} by {artist}
+            turn on some {artist}, {song} please
+            let's listen to {song}
+            let's hear {song} by {artist}
+            how about some music, {song} by {artist}
+            how about {song} now
+            I'm in the mood for music, play {song}
+            I'm in a mood for {artist}, maybe {song}
+            I feel like hearing {artist}, {song} please
+            I could listen to {song} all day, play it
+            I could do with some music, {song} by {artist}
+            give me {song} by {artist}
+            give us a bit of {song}
+            get me {song} from {artist} on the stereo
+            get the speakers going, play {song}
+            go for {song} by {artist}
+            go ahead with {song}
+            some {artist} please, {song}
+            time for {song} by {artist}
+            stream {song} by {artist}
+            {song} please
+            {song} by {artist} please
+            crank up {song}
+            turn it up, {song} by {artist}
+            get {song} on now
+            have {song} on
+            {song}, play that one
+            {song}, loud please
+            bring on {song}
         """),
         "get_weather": lines("""
             what's the weather in {city}
@@ -227,6 +392,41 @@ TRAIN = Phrasings(
             what's the temperature in {city}
             what temperature will it be in {city} on {date}
             for {city} on {date}, what is the forecast
+            do I need a jacket in {city}
+            do I need sunscreen on {date} in {city}
+            I'm flying to {city} on {date}, will I need an umbrella
+            should I bring an umbrella, I'm in {city} on {date}
+            should I wear a coat in {city}
+            should I pack for snow, I'm off to {city} on {date}
+            what should I wear in {city} on {date}
+            is there snow in {city}
+            is snow expected on {date} in {city}
+            any rain in {city}
+            any clouds coming to {city} on {date}
+            are there clouds over {city}
+            are storms coming to {city} on {date}
+            is there a storm in {city}
+            is it warm in {city}
+            is it dry on {date} in {city}
+            is {city} sunny
+            is {city} cold on {date}
+            how are the skies in {city} on {date}
+            does it snow in {city} on {date}
+            does {city} have rain
+            what's it like outside in {city}
+            what are the conditions in {city}
+            what conditions are forecast on {date} in {city}
+            can I go for a walk in {city} on {date} or will it rain
+            can we have a picnic in {city} on {date}, how's the weather
+            would an umbrella help in {city}
+            would it be too cold for a picnic in {city} on {date}
+            how does {city} look on {date}, sunny or rainy
+            sunshine in {city} on {date}, yes or no
+            tell me if it will freeze in {city} on {date}
+            warm or cold in {city} on {date}
+            umbrella weather in {city} on {date} or not
+            what does the sky look like in {city}
+            I wonder about the weather in {city}
         """),
         "book_table": lines("""
             book a table at {restaurant} for {people} people on {date} at {time}
@@ -253,116 +453,34 @@ TRAIN = Phrasings(
             reservation for {people} at {restaurant} at {time} on {date}
             for {date} at {time} book a table for {people} at {restaurant}
             please find us a table for {people} at {restaurant} on {date} at {time}
+            we'd like to have dinner at {restaurant} on {date} at {time}, we are {people}
+            we will be {people} for dinner at {restaurant} on {date} at {time}
+            dinner at {restaurant}, {people} people, {date} at {time}
+            dinner on {date} at {restaurant}, {time}, for {people} please
+            lunch for {people} at {restaurant} at {time} on {date}
+            a party of {people} at {restaurant}, {date} at {time}
+            party of {people}, {restaurant}, {date}, {time}
+            {people} guests for {restaurant} on {date} at {time}
+            {people} people want dinner at {restaurant} at {time} on {date}
+            {people} seats at {restaurant} please, {date}, {time}
+            {people} of us are going to {restaurant} on {date}, {time}, get a table
+            can {restaurant} take {people} guests on {date} at {time}
+            does {restaurant} have a table for {people} on {date} at {time}
+            check if {restaurant} has room for {people}, {date} at {time}
+            see whether there's a table at {restaurant} for {people}, {time}, {date}
+            ask {restaurant} for a table, {people} guests, {date}, {time}
+            call {restaurant} and book for {people} on {date} at {time}
+            grab us a table at {restaurant} for {people}, {date} at {time}
+            save {people} seats for us on {date} at {restaurant}, {time}
+            hold a table for {people} on {date} at {time} at {restaurant}
+            secure a table at {restaurant} for {date}, {time}, {people} diners
+            sort out dinner at {restaurant} for {people} on {date} at {time}
+            let's go out to {restaurant} on {date} at {time}, {people} of us
+            let's say {time} on {date} at {restaurant}, table for {people}
+            there are {people} of us, {restaurant}, {date} at {time}
+            we want to dine at {restaurant} with {people} at {time} on {date}
         """),
-        None: lines("""
-            what's the capital of Australia
-            who wrote Don Quixote
-            how tall is Mount Everest
-            how many legs does a spider have
-            what's the square root of {minutes}
-            tell me a joke
-            tell me a story about a dragon
-            tell me something about {city}
-            sing me a song
-            write a poem about the sea
-            how are you today
-            what's your name
-            who are you
-            do you like music
-            thank you
-            good morning
-            never mind
-            stop
-            turn on the lights
-            turn off the lamp in the kitchen
-            turn down the heating
-            set the thermostat to {minutes} degrees
-            lock the front door
-            open the garage
-            start the vacuum cleaner
-            close the blinds in the bedroom
-            is the washing machine done
-            take a photo
-            show me my photos from {city}
-            open the camera
-            turn on the flashlight
-            call {to}
-            call {to} on the phone
-            where is {to}
-            who is {to}
-            how old is {to}
-            when does {to} get home
-            how do I get to {city}
-            how far is it to {city}
-            show me the way to {restaurant}
-            find a flight to {city} on {date}
-            book a flight to {city} for {date}
-            book a hotel in {city} for {date}
-            I need a train to {city}
-            rent a car in {city}
-            order a taxi for {time}
-            what time is it in {city}
-            what time is it
-            what day is it
-            how many people live in {city}
-            what's the news
-            what happened in {city}
-            who won the game
-            what's the price of gold
-            how much money is in my account
-            how is the stock market
-            convert {amount} to euros
-            what is {amount} in yen
-            order a pizza from {restaurant}
-            order {people} coffees
-            what's on the menu at {restaurant}
-            is {restaurant} any good
-            when does {restaurant} close
-            what's a good recipe for soup
-            how do I cook rice
-            how do I get red wine out of a shirt
-            translate good morning into French
-            how do you say thank you in Japanese
-            how do you spell accommodation
-            what does ubiquitous mean
-            read me my emails
-            read my last message from {to}
-            delete my emails
-            do I have any new messages
-            what's on my calendar on {date}
-            cancel my reminder
-            delete the event on {date}
-            how much time is left
-            which song is this
-            who sings {song}
-            write me the lyrics of {song}
-            find {song} on vinyl
-            turn the volume up
-            play a movie
-            put on the news
-            show me a film with Tom Hanks
-            how many calories are in an apple
-            how many steps have I walked
-            start my workout plan
-            find my phone
-            where are my keys
-            where did I park
-            install the update
-            restart the computer
-            connect to the wifi
-            how do I fix a flat tire
-            can dogs eat grapes
-            why is the sky blue
-            what's the meaning of life
-            roll a dice
-            flip a coin
-            pick a number
-            let's play a game
-            buy {amount} worth of stamps
-            search the web for cheap shoes
-            add apples to the shopping list
-            print this page
-        """),
+        None: UNSERVED,
     },
     openers=("uh", "um", "hey", "okay", "okay so", "please", "so uh", "hi", "hello", "right", "um okay", "oh"),
     closers=("please", "thanks", "thank you", "okay", "if you can", "when you have a second"),

@@ -10,6 +10,8 @@ import datetime
 from decimal import Decimal
 from typing import Literal
 
+from lorakeet.embedded.composed import COMPOSED, COMPOSED_ARTISTS
+
 Split = Literal["train", "held_out"]
 Value = str | int | Decimal | datetime.date | datetime.time
 
@@ -174,7 +176,7 @@ _WORDS: dict[Split, dict[str, tuple[str, ...]]] = {
             lost my wallet, we need to postpone the hike, my mother says hello, the oven door won't close, I saved you a
             seat, the museum is free this weekend, the keys are with the porter, I'm almost there, nobody fed the
             rabbits, the judge accepted the plea, I'm allergic to shrimp, the blue paint has run out, I'd love to join,
-            the ferry is full, your glasses are on the piano, I burned the toast again, the gate is number free, our
+            the ferry is full, your glasses are on the piano, I burned the toast again, the gate is still locked, our
             team lost badly, the tent has a hole, I'm proud of you
         """),
         "note": words("""
@@ -202,7 +204,9 @@ _NUMBERS: dict[str, list[int | Decimal | datetime.date | datetime.time]] = {
     "time": [datetime.time(hour, minute) for hour in range(7, 23) for minute in range(0, 60, 5)],
 }
 
-ARTISTS: dict[str, str] = dict(pair.split(" - ") for pools in _WORDS.values() for pair in pools["song"])
+ARTISTS: dict[str, str] = COMPOSED_ARTISTS | dict(
+    pair.split(" - ") for pools in _WORDS.values() for pair in pools["song"]
+)
 """Who sings what."""
 
 
@@ -211,8 +215,10 @@ def _pools(split: Split) -> dict[str, tuple[Value, ...]]:
         slot: tuple(value for value in pool if is_held_out(value) == (split == "held_out"))
         for slot, pool in _NUMBERS.items()
     }
-    songs = tuple(pair.split(" - ")[0] for pair in _WORDS[split]["song"])
-    return {**_WORDS[split], **numbers, "song": songs}
+    listed = {**_WORDS[split], "song": tuple(pair.split(" - ")[0] for pair in _WORDS[split]["song"])}
+    if split == "train":
+        listed = {slot: tuple(dict.fromkeys((*values, *COMPOSED[slot]))) for slot, values in listed.items()}
+    return {**listed, **numbers}
 
 
 VALUES: dict[Split, dict[str, tuple[Value, ...]]] = {"train": _pools("train"), "held_out": _pools("held_out")}
