@@ -36,7 +36,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "set_reminder": ("text", "date", "time?"),
     "create_event": ("title", "date", "time", "minutes?"),
     "send_message": ("to", "message"),
-    "send_money": ("to", "amount", "note?"),
+    "send_money": ("to", "amount"),
     "set_timer": ("minutes",),
     "play_music": ("song", "artist?"),
     "get_weather": ("city", "date?"),

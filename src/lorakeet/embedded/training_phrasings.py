@@ -1,8 +1,8 @@
 """How people word the training requests: one template a line, {slots} for the values.
 
-The slots of a tool's template are the arguments of its call, but for what a timer is for, which is only talk. The tool
-None stands for requests that no tool serves; all that fills their slots is talk. The held-out rows have wordings of
-their own, in held_out_phrasings.py.
+The slots of a tool's template are the arguments of its call, but for what a timer or a payment is for, which is only
+talk. The tool None stands for requests that no tool serves; all that fills their slots is talk. The held-out rows have
+wordings of their own, in held_out_phrasings.py.
 """
 
 from lorakeet.embedded.phrasings import Phrasings, lines
