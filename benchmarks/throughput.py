@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ import torch
 from benchmarks import workloads
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.registry import resolve
+from lorakeet.ops.hardware import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 SYSTEMS = ("lorakeet", "trl", "peft")
@@ -47,8 +49,7 @@ def roofline_tokens_per_second(config: Phi3Config, num_tokens: int, learned_shar
     Counted are the products no training can do without: every layer forward and, for its input's gradient, backward,
     and the head forward and backward on learned rows. Adapters, attention and everything elementwise come on top.
     """
-    import time
-
+    keep_freed_memory()  # else every product would first pay for fresh pages
     D, F = config.hidden_size, config.intermediate_size
     qkv = D + 2 * config.num_key_value_heads * config.head_dim
     shapes = [(D, qkv), (D, D), (D, 2 * F), (F, D)]

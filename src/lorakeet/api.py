@@ -377,6 +377,17 @@ class DemoOutcome:
 
 
 DEMO_METRIC = "exact_json"
+"""Name of the demo's score."""
+
+
+def telling_pairs(outcome: DemoOutcome, count: int) -> list[tuple[Answer, Answer]]:
+    """Pick answers before and after to show: in the order of what changed, at equal distances, misses included."""
+    pairs = sorted(
+        zip(outcome.before, outcome.after, strict=True),
+        key=lambda pair: pair[0].scores[DEMO_METRIC] - pair[1].scores[DEMO_METRIC],
+    )
+    last = max(1, count - 1)
+    return [pairs[i * (len(pairs) - 1) // last] for i in range(min(count, len(pairs)))]
 
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:

@@ -18,31 +18,25 @@ def command(
     Example: lorakeet demo
     """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from lorakeet import api
 
-    console = Console(stderr=True)
-    outcome = api.demo(output, say=lambda text: console.print(text, highlight=False))
-    # Rows that show the change first: wrong before, right after.
-    pairs = list(zip(outcome.before, outcome.after, strict=True))
-    pairs.sort(key=lambda pair: pair[0].scores[api.DEMO_METRIC] - pair[1].scores[api.DEMO_METRIC])
-    table = Table("request", "before", "after", "expected", show_lines=True)
-    step = max(1, len(pairs) // NUM_EXAMPLES)
-    for before, after in pairs[::step][:NUM_EXAMPLES]:
-        shown = before.text if len(before.text) <= 160 else before.text[:157] + "..."
+    progress = Console(stderr=True)
+    outcome = api.demo(output, say=lambda text: progress.print(text, highlight=False, soft_wrap=True))
+    out = Console(soft_wrap=True, highlight=False)
+    for before, after in api.telling_pairs(outcome, NUM_EXAMPLES):
+        shown = " ".join(before.text.split())
         colour = "green" if after.scores[api.DEMO_METRIC] else "red"
-        table.add_row(Text(before.prompt), Text(shown), Text(after.text, style=colour), Text(after.reference))
-    out = Console()
-    out.print(table)
+        out.print(Text("request   ", style="bold") + Text(before.prompt))
+        out.print(Text("before    ") + Text(shown if len(shown) <= 100 else shown[:97] + "...", style="dim"))
+        out.print(Text("after     ") + Text(after.text, style=colour))
+        out.print(Text("expected  ") + Text(after.reference) + "\n")
     out.print(
         f"Score on held-out requests: {outcome.score_before:.1%} before, {outcome.score_after:.1%} after training.\n\n"
         f"Talk to it:       lorakeet chat {outcome.run.directory}\n"
         f"Your own data:    lorakeet check phi3-mini chats.jsonl\n"
-        f"                  lorakeet train phi3-mini chats.jsonl",
-        highlight=False,
-        soft_wrap=True,
+        f"                  lorakeet train phi3-mini chats.jsonl"
     )
     if as_json:
         print(json.dumps(outcome.to_dict()))
