@@ -68,6 +68,12 @@ def test_training_values_out_of_range_are_refused(values):
         TrainingConfig(**values)
 
 
+def test_packing_needs_a_length():
+    with pytest.raises(ConfigError, match=r"^E-CFG-45 training_config\.packing .*max_length is not set"):
+        TrainingConfig(packing=True)
+    assert TrainingConfig(packing=True, max_length=512).packing
+
+
 @pytest.mark.parametrize("r", [0, 1.5, 10**9, "many"])
 def test_ranks_out_of_range_are_refused(r):
     with pytest.raises(ConfigError, match=r"\br is"):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
+from lorakeet.data.pack import packing_stats
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.embedded import toolcalls
@@ -38,7 +39,7 @@ from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
-from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters
+from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
 from lorakeet.training.trainer import Trainer
 
@@ -234,7 +235,9 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     settings = config.training_config
     loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
     model = loaded.model
-    data = prepare_data(config, loaded.tokenizer, loaded.template, model.config.max_position_embeddings)
+    longest = model.config.max_position_embeddings
+    with encoding_progress() as on_progress:
+        data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
     if not resume:
         _write_config(run.directory, config, data)
     base_hash = weights.fingerprint(loaded.directory)
@@ -342,12 +345,17 @@ def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
     weight, rows = trainer.model.lm_head.weight, data.train
     trainable = sum(param.numel() for param in trainer.named_params.values())
     total = sum(param.numel() for param in trainer.model.parameters())
+    packed = ""
+    if trainer.rows is not None:
+        length = config.training_config.max_length or 0
+        stats = packing_stats([len(example.input_ids) for example in rows.examples], trainer.rows, length)
+        packed = f"Packed into {stats.num_rows:,} rows of {length:,} tokens, {stats.waste:.1%} of them empty. "
     where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
     return (
         f"{config.model}: {trainable:,} of {total:,} parameters train, in {str(weight.dtype).removeprefix('torch.')} "
         f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
         f"{rows.num_supervised_tokens:,} of them learned; "
-        f"{len(data.held_out):,} held out. {trainer.total_steps:,} steps."
+        f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
     )
 
 

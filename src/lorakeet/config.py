@@ -32,6 +32,9 @@ class StrictModel(BaseModel):
 def _config_error(model: type[BaseModel], error: ValidationError) -> ConfigError:
     """Turn pydantic's first complaint into our one line."""
     detail = error.errors(include_url=False)[0]
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # a validator of ours, which has said it all
+        return cause
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, model.model_fields, n=1)
@@ -153,6 +156,8 @@ class TrainingConfig(StrictModel):
     """Largest norm of a step's gradient; 0 leaves it alone."""
     max_length: int | None = Field(None, ge=8)
     """Longest conversation in tokens; the model's own limit where none is given."""
+    packing: bool = False
+    """Fill rows of max_length tokens with whole conversations, best-fit; batch sizes then count rows."""
     logging_steps: int = Field(10, ge=1)
     """Optimizer steps between rows of metrics.jsonl."""
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
@@ -167,6 +172,15 @@ class TrainingConfig(StrictModel):
     """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Seed of adapters, order and dropout."""
+
+    @model_validator(mode="after")
+    def _packing_needs_a_length(self) -> "TrainingConfig":
+        if self.packing and self.max_length is None:
+            raise ConfigError(
+                "E-CFG-45", "packing fills rows of max_length tokens, and max_length is not set",
+                place="training_config.packing", fix="Set max_length, for example 2048",
+            )  # fmt: skip
+        return self
 
 
 class DataConfig(StrictModel):

@@ -217,6 +217,16 @@ def test_steps_are_counted_as_the_field_counts_them(values, expected):
     assert num_steps(settings(**values), 24) == expected
 
 
+def test_packing_fills_rows_and_learns_every_token_once_an_epoch(make_model, examples):
+    values = {"packing": True, "max_length": 40, "per_device_train_batch_size": 2, "num_train_epochs": 2}
+    trainer, rows = run(make_model(), examples, **values)
+    assert sorted(i for row in trainer.rows for i in row) == list(range(24))
+    assert all(sum(len(examples[i].input_ids) for i in row) <= 40 for row in trainer.rows)
+    assert trainer.total_steps == 2 * -(-len(trainer.rows) // 2)
+    assert trainer.total_steps < num_steps(settings(**values), 24)[1]
+    assert rows[-1]["num_supervised_tokens"] == 2 * sum(row.num_supervised_tokens for row in examples)
+
+
 def test_check_gradients_accepts_a_healthy_first_step(make_model, examples):
     model = make_model()
     (packed_loss(model, pack(examples[:4])) / 10).backward()

@@ -8,6 +8,8 @@ tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss
 import json
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -117,6 +119,16 @@ class ConsoleReporter:
         """Take the bar down."""
         if self._progress is not None:
             self._progress.stop()
+
+
+@contextmanager
+def encoding_progress(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show how many rows are encoded and proven, in a bar that goes away again; nothing where there is no terminal."""
+    console = console or Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("encoding and proving rows", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class Reporters:

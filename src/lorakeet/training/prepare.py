@@ -31,8 +31,19 @@ class PreparedData:
     """The system prompt that all training rows share, which a chat with the run should open with too."""
 
 
-def prepare_data(config: RunConfig, tokenizer: Tokenizer, template: Template, longest: int) -> PreparedData:
-    """Read, split, encode and prove every row; `longest` is the model's own limit in tokens."""
+def prepare_data(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    longest: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PreparedData:
+    """Read, split, encode and prove every row.
+
+    Args:
+        longest: the model's own limit in tokens.
+        on_progress: told (rows done, rows in all).
+    """
     rows, held_out = read_rows(config)
     max_length = min(config.training_config.max_length or longest, longest)
 
@@ -40,7 +51,7 @@ def prepare_data(config: RunConfig, tokenizer: Tokenizer, template: Template, lo
         data, cache = config.data, cache_dir() / "rows"
         return encode_rows(
             part, tokenizer, template, learn=data.learn, max_length=max_length, truncation=data.truncation,
-            cache_dir=cache,
+            cache_dir=cache, on_progress=on_progress,
         )  # fmt: skip
 
     return PreparedData(encode(rows), encode(held_out).examples if held_out else [], _common_system_prompt(rows))

@@ -19,7 +19,7 @@ import torch
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.loader import iterate_steps
-from lorakeet.data.pack import PackedBatch
+from lorakeet.data.pack import PackedBatch, fill_rows
 from lorakeet.errors import TrainingError
 from lorakeet.evaluation.perplexity import evaluate_loss
 from lorakeet.loss import pack_for, packed_loss
@@ -41,10 +41,10 @@ class StepOutcome:
     num_supervised_tokens: int
 
 
-def num_steps(config: TrainingConfig, num_examples: int) -> tuple[int, int]:
+def num_steps(config: TrainingConfig, num_rows: int) -> tuple[int, int]:
     """Give (steps of an epoch, steps of the run); the last step of an epoch may be smaller than the others."""
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    per_epoch = math.ceil(num_examples / rows)
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    per_epoch = math.ceil(num_rows / per_step)
     total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
     return per_epoch, total
 
@@ -98,7 +98,9 @@ class Trainer:
         self.train_examples, self.held_out_examples = train_examples, held_out_examples
         self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.optimizer = build_optimizer(self.named_params.values(), config)
-        self.steps_per_epoch, self.total_steps = num_steps(config, len(train_examples))
+        self.rows = self._fill_rows()
+        num_rows = len(train_examples) if self.rows is None else len(self.rows)
+        self.steps_per_epoch, self.total_steps = num_steps(config, num_rows)
         self.step = 0
         self.num_tokens = 0
         self.num_supervised_tokens = 0
@@ -171,7 +173,15 @@ class Trainer:
             seed=self.config.seed,
             max_steps=self.total_steps,
             start_step=self.step,
+            rows=self.rows,
         )
+
+    def _fill_rows(self) -> list[list[int]] | None:
+        """Group the examples into rows of max_length tokens where the configuration says so."""
+        if not self.config.packing:
+            return None
+        assert self.config.max_length is not None  # the configuration saw to it
+        return fill_rows([len(example.input_ids) for example in self.train_examples], self.config.max_length)
 
     def _guarded_step(self, micro_batches: list[list[Example]]) -> StepOutcome:
         """Take a step; the first one proves that a gradient reaches every adapter."""
