@@ -47,6 +47,17 @@ def test_learning_rates_are_numbers_however_they_are_written(tmp_path):
     assert values["training_config"] == {"learning_rate": 2e-4, "weight_decay": 100.0}
 
 
+def test_no_is_a_word_and_only_true_and_false_are_truth_values(tmp_path):
+    values = load_yaml(write(tmp_path, "a: no\nb: off\nc: true\nd: False\ne: 1e-5\nf: 3\n"))
+    assert values == {"a": "no", "b": "off", "c": True, "d": False, "e": 1e-5, "f": 3}
+
+
+def test_a_nested_complaint_is_said_once():
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**MINIMAL, training_config={"learning_rat": 1})
+    assert str(error.value).count("E-CFG") == 1
+
+
 @pytest.mark.parametrize(("section", "key", "near"), [
     (TrainingConfig, "learning_rat", "learning_rate"),
     (LoraConfig, "lora_rnak", None),

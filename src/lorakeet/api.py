@@ -41,6 +41,7 @@ from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -254,21 +255,20 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
             logger.info("Resuming from %s.", found[0])
     logger.info(_describe(config, trainer, data))
 
-    def save(step: int) -> None:
-        checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+    stop = StopRequest()
 
     def after_step(step: int) -> None:
-        if step % settings.save_steps == 0 or step == trainer.total_steps:
-            save(step)
+        is_last = step == trainer.total_steps
+        if is_last or stop.requested or step % settings.save_steps == 0:
+            checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+        if stop.requested and not is_last:
+            logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", step, run.directory)
+            raise KeyboardInterrupt
 
     console = ConsoleReporter(trainer.total_steps, trainer.step)
-    with Reporters(JsonlReporter(run.directory / "metrics.jsonl", trainer.step), console) as reporters:
-        try:
-            trainer.run(reporters, after_step)
-        except KeyboardInterrupt:
-            if trainer.step:
-                save(trainer.step)
-            raise
+    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
+    with stop, Reporters(metrics, console) as reporters:
+        trainer.run(reporters, after_step)
     save_adapter(
         model,
         run.adapter_directory,
