@@ -1,5 +1,7 @@
 """Configuration: what is accepted, and the one line for what is not."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -129,3 +131,18 @@ def test_pairs_are_read_and_refused():
     assert pairs("--roles", ["human=user", "bot=assistant"]) == {"human": "user", "bot": "assistant"}
     with pytest.raises(ConfigError, match='E-CFG-105 --roles "human" is not NAME=NAME'):
         pairs("--roles", ["human"])
+
+
+@pytest.mark.parametrize("name", ["phi3_mini_lora", "demo"])
+def test_the_ready_made_configurations_are_valid(name):
+    config = resolve_config(file=Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    assert config.peft_config.r == 16
+    assert config.data.train
+
+
+def test_the_demos_configuration_is_the_demos_recipe():
+    from lorakeet.embedded import toolcalls
+
+    config = resolve_config(file=Path(__file__).parents[1] / "configs" / "demo.yaml")
+    assert config.training_config == TrainingConfig(**toolcalls.RECIPE)
+    assert config.peft_config == LoraConfig(**toolcalls.PEFT_RECIPE)

@@ -39,7 +39,7 @@ def test_bad_data_leaves_nothing_behind(tmp_path, capsys):
         line = capsys.readouterr().err
         assert line.startswith(f"E-DATA-20 {data}:1 ")
         assert '"User"' in line
-    assert not (run / "config.yaml").exists()
+    assert not run.exists()
 
 
 def test_a_defect_of_ours_shows_where_it_is(monkeypatch, capsys):

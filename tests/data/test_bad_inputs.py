@@ -171,19 +171,7 @@ def test_29_split_overlap(tmp_path, model_dir):
         run_check(Options(model_dir, [str(train)], eval_data=[str(held)]))
 
 
-def test_30_changed_data_has_another_hash(tmp_path):
-    from lorakeet.data.dataset import hash_files
-
-    path = write(tmp_path / "a.jsonl", LINE, LINE)
-    before = hash_files([path])
-    data = bytearray(path.read_bytes())
-    for at in (0, len(data) // 2, len(data) - 1):
-        changed = data.copy()
-        changed[at] ^= 1
-        path.write_bytes(changed)
-        assert hash_files([path]) != before
-    path.write_bytes(data)
-    assert hash_files([path]) == before
+# Row 30, data changed since a checkpoint, is tested where checkpoints are: tests/training/test_checkpoint.py.
 
 
 def assert_refused(code: str, source, text: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.errors import CheckpointError, ConfigError, DataError
 from lorakeet.training.checkpoint import TrainerState, check_manifest, checkpoints, load_newest, lock, save_checkpoint
 
 IDENTITY = {"data": "d1", "base model": "b1", "training_config.seed": "1"}
@@ -98,6 +98,12 @@ def test_another_identity_is_refused_listing_the_fields(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"E-CKPT-62 .*another base model, training_config\.seed"):
         newest(tmp_path, {**IDENTITY, "base model": "b2", "training_config.seed": "2"})
+
+
+def test_data_changed_since_is_refused(tmp_path):
+    path = save(tmp_path, 1)
+    with pytest.raises(DataError, match=rf"E-DATA-30 {path} the training data changed since: its hash is d2, was d1"):
+        newest(tmp_path, {**IDENTITY, "data": "d2"})
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path):

@@ -208,15 +208,6 @@ def _collect(results: Sequence[Example | None]) -> EncodedRows:
     )
 
 
-def hash_files(paths: Sequence[Path]) -> str:
-    """Hash the bytes of data files, to notice that they changed since a checkpoint."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def cache_key(
     rows: Sequence[Conversation],
     tokenizer: Tokenizer,

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
-from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.errors import CheckpointError, ConfigError, DataError
 
 FORMAT = 1
 _TENSOR_FILES = ("params", "moments", "rng")
@@ -42,7 +42,8 @@ class TrainerState:
 
 @contextmanager
 def lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory alone; another process is told who has it."""
+    """Hold a run directory alone; another process is told who has it. A new one that stays empty goes again."""
+    is_new = not run_directory.exists()
     run_directory.mkdir(parents=True, exist_ok=True)
     holder = run_directory / ".lock.pid"
     try:
@@ -55,6 +56,9 @@ def lock(run_directory: Path) -> Iterator[None]:
             "E-CFG-50", f"locked by process {pid}", place=str(run_directory),
             fix="Wait for it, or choose another output directory",
         ) from None  # fmt: skip
+    finally:
+        if is_new and all(path.name.startswith(".lock") for path in run_directory.iterdir()):
+            shutil.rmtree(run_directory)
 
 
 def save_checkpoint(run_directory: Path, state: TrainerState, identity: dict[str, str], keep: int) -> Path:
@@ -103,7 +107,8 @@ def load_newest(
 ) -> tuple[Path, TrainerState] | None:
     """Load the newest valid checkpoint, telling `note` of each one passed over; None where the run has none at all.
 
-    Raises: CheckpointError where checkpoints exist but none is valid, or where it belongs to another `identity`.
+    Raises: CheckpointError where checkpoints exist but none is valid, or where it belongs to another `identity`;
+    DataError where the data is not the one it was made with.
     """
     found = checkpoints(run_directory)
     for path in found:
@@ -113,6 +118,12 @@ def load_newest(
             note(f"{error} Skipping it.")
             continue
         differing = sorted(key for key, value in identity.items() if manifest["identity"].get(key) != value)
+        if "data" in differing:
+            now, then = identity["data"][:12], str(manifest["identity"].get("data"))[:12]
+            raise DataError(
+                "E-DATA-30", f"the training data changed since: its hash is {now}, was {then}", place=str(path),
+                fix="Resume with the data the run began with, or start a new run",
+            )  # fmt: skip
         if differing:
             raise CheckpointError(
                 "E-CKPT-62", f"was made with another {', '.join(differing)}", place=str(path),
