@@ -18,7 +18,7 @@ import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
-from lorakeet.data.loader import iterate_steps
+from lorakeet.data.loader import iterate_steps, steps_per_epoch, total_steps
 from lorakeet.data.pack import PackedBatch, fill_rows
 from lorakeet.errors import TrainingError
 from lorakeet.evaluation.perplexity import evaluate_loss
@@ -42,10 +42,16 @@ class StepOutcome:
 
 
 def num_steps(config: TrainingConfig, num_rows: int) -> tuple[int, int]:
-    """Give (steps of an epoch, steps of the run); the last step of an epoch may be smaller than the others."""
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    per_epoch = math.ceil(num_rows / per_step)
-    total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
+    """Give (steps of an epoch, steps of the run), as the loader counts them."""
+    batch, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    per_epoch = steps_per_epoch(num_rows, batch_size=batch, grad_accum_steps=accumulated)
+    total = total_steps(
+        num_rows,
+        batch_size=batch,
+        grad_accum_steps=accumulated,
+        num_epochs=config.num_train_epochs,
+        max_steps=config.max_steps if config.max_steps > 0 else None,
+    )
     return per_epoch, total
 
 
