@@ -45,7 +45,7 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
     model.compile_layers()
     model.train()
     config = TrainingConfig(learning_rate=LR, weight_decay=0.0)
-    optimizer = build_optimizer([param for param in model.parameters() if param.requires_grad], config)
+    optimizer = build_optimizer(model, config)
     steps = []
     for at in range(0, len(rows), batch):
         start = time.perf_counter()

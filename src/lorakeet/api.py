@@ -269,13 +269,14 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
     with stop, Reporters(metrics, console) as reporters:
         trainer.run(reporters, after_step)
-    save_adapter(
-        model,
-        run.adapter_directory,
-        config=config.peft_config,
-        base_model_name_or_path=registry.public_name(config.model, loaded.directory),
-        extra={"base_hash": base_hash},
-    )
+    with trainer.inference_weights():
+        save_adapter(
+            model,
+            run.adapter_directory,
+            config=config.peft_config,
+            base_model_name_or_path=registry.public_name(config.model, loaded.directory),
+            extra={"base_hash": base_hash},
+        )
     copy_tokenizer(loaded.directory, run.adapter_directory)
 
 

@@ -144,14 +144,23 @@ class TrainingConfig(StrictModel):
     """Part of all steps over which the learning rate rises from zero."""
     warmup_steps: int = Field(0, ge=0)
     """The same as a number of steps; where it is not 0 it wins."""
+    optim: Literal[
+        "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+        "adafactor", "lion", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "schedule_free_adamw",
+    ] = "adamw_torch_fused"  # fmt: skip
+    """The optimizer."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay; biases and norms never decay."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of AdamW's first moment."""
+    """Decay of the first moment, of AdamW, Lion and schedule-free AdamW."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of AdamW's second moment."""
+    """Decay of the second moment."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to AdamW's denominator."""
+    loraplus_lr_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """LoRA+: lora_B learns this many times as fast as lora_A; the paper advises 16, at about half the usual rate."""
+    loraplus_lr_embedding: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    """LoRA+: learning rate of adapters on embeddings."""
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Largest norm of a step's gradient; 0 leaves it alone."""
     max_length: int | None = Field(None, ge=8)
@@ -172,6 +181,16 @@ class TrainingConfig(StrictModel):
     """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Seed of adapters, order and dropout."""
+
+    @model_validator(mode="after")
+    def _schedule_free_has_no_schedule(self) -> "TrainingConfig":
+        if self.optim == "schedule_free_adamw" and not self.lr_scheduler_type.startswith("constant"):
+            raise ConfigError(
+                "E-CFG-142", f"schedule_free_adamw averages instead of following {self.lr_scheduler_type}",
+                place="training_config.lr_scheduler_type",
+                fix="Set lr_scheduler_type to constant or constant_with_warmup",
+            )  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _packing_needs_a_length(self) -> "TrainingConfig":

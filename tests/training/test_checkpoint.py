@@ -19,7 +19,9 @@ def state(step):
     moments = {
         f"{kind}.{name}": value * 2 for name, value in params.items() for kind in ("exp_avg", "exp_avg_sq", "step")
     }
-    return TrainerState(params, moments, {"cpu": torch.get_rng_state()}, {"step": step, "num_tokens": 9})
+    return TrainerState(
+        params, moments, {"cpu": torch.get_rng_state()}, {"step": step, "num_tokens": 9}, {"groups": [{"lr": 0.5}]}
+    )
 
 
 def save(run, *steps, keep=2):
@@ -39,6 +41,7 @@ def test_a_checkpoint_roundtrips(tmp_path):
     (found, loaded), notes = newest(tmp_path)
     assert (found, notes) == (path, [])
     assert loaded.counts == {"step": 5, "num_tokens": 9}
+    assert loaded.optimizer == {"groups": [{"lr": 0.5}]}
     for group in ("params", "moments", "rng"):
         expected = getattr(state(5), group)
         assert getattr(loaded, group).keys() == expected.keys()

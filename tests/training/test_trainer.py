@@ -53,7 +53,7 @@ def test_accumulation_weighs_every_supervised_token_the_same(make_model, example
     truth = {name: param.grad.clone() for name, param in trainable(model).items()}
     batches = [pack(rows[i * size : (i + 1) * size]) for i in range(num_batches)]
     assert len({batch.num_supervised_tokens for batch in batches}) == num_batches
-    optimizer = build_optimizer(trainable(model).values(), settings())
+    optimizer = build_optimizer(model, settings())
     outcome = train_step(model, batches, optimizer, max_grad_norm=0)
     assert outcome.num_supervised_tokens == total
     for name, param in trainable(model).items():
@@ -103,7 +103,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model, examples):
     logits = torch.cat([model.lm_head(model(*_alone(row))) for row in examples[:4]])
     targets = torch.cat([_labels(row) for row in examples[:4]])
     truth = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100)
-    outcome = train_step(model, [pack(examples[:4])], build_optimizer(trainable(model).values(), settings()), 0)
+    outcome = train_step(model, [pack(examples[:4])], build_optimizer(model, settings()), 0)
     assert outcome.loss == pytest.approx(truth.item(), rel=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_small_updates_do_not_round_away_over_a_bfloat16_base(make_model, exampl
     model = make_model(torch.bfloat16)
     before = {name: param.detach().clone() for name, param in trainable(model).items()}
     assert {param.dtype for param in before.values()} == {torch.float32}
-    optimizer = build_optimizer(trainable(model).values(), settings(learning_rate=1e-5))
+    optimizer = build_optimizer(model, settings(learning_rate=1e-5))
     train_step(model, [pack(examples[:8])], optimizer, 1.0)
     assert all(not torch.equal(param, before[name]) for name, param in trainable(model).items() if "lora_B" in name)
     train_step(model, [pack(examples[:8])], optimizer, 1.0)

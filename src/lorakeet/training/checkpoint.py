@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,11 +34,13 @@ class TrainerState:
     params: dict[str, torch.Tensor]
     """Trainable parameters by name, fp32."""
     moments: dict[str, torch.Tensor]
-    """AdamW's state: exp_avg, exp_avg_sq and step of every parameter."""
+    """The optimizer's tensors, as `training.state` names them."""
     rng: dict[str, torch.Tensor]
     """States of torch's random generators."""
     counts: dict[str, int]
     """step, num_tokens, num_supervised_tokens."""
+    optimizer: dict[str, Any]
+    """What else the optimizer keeps: its parameter groups and plain values."""
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def save_checkpoint(run_directory: Path, state: TrainerState, identity: dict[str
     for name in _TENSOR_FILES:
         tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(state, name).items()}
         save_file(tensors, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state.counts, indent=1))
+    (temporary / "state.json").write_text(json.dumps({"counts": state.counts, "optimizer": state.optimizer}, indent=1))
     files = sorted(temporary.iterdir())
     for file in files:
         _sync(file)
@@ -130,7 +133,8 @@ def load_newest(
                 fix="Resume with what the run began with, or start a new run",
             )  # fmt: skip
         tensors = {name: load_file(path / f"{name}.safetensors") for name in _TENSOR_FILES}
-        return path, TrainerState(**tensors, counts=json.loads((path / "state.json").read_text()))
+        plain = json.loads((path / "state.json").read_text())
+        return path, TrainerState(**tensors, counts=plain["counts"], optimizer=plain["optimizer"])
     if found:
         raise CheckpointError(
             "E-CKPT-54", f"none of its {len(found)} checkpoints is valid", place=str(run_directory),

@@ -12,6 +12,7 @@ Loading, saving and the command line live elsewhere.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,9 @@ from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.metrics import Reporters, Row, peak_memory_bytes
-from lorakeet.training.optim import build_optimizer, learning_rate
+from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
+from lorakeet.training.schedule import learning_rate
+from lorakeet.training.state import give_optimizer, give_params, take_optimizer
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Trainer:
         self.model, self.config = model, config
         self.train_examples, self.held_out_examples = train_examples, held_out_examples
         self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        self.optimizer = build_optimizer(self.named_params.values(), config)
+        self.optimizer = build_optimizer(model, config)
         self.rows = self._fill_rows()
         num_rows = len(train_examples) if self.rows is None else len(self.rows)
         self.steps_per_epoch, self.total_steps = num_steps(config, num_rows)
@@ -121,8 +124,7 @@ class Trainer:
         for micro_batches in self._micro_batches():
             start = time.perf_counter()
             rate = learning_rate(self.step, self.total_steps, self.config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.optimizer, rate)
             outcome = self._guarded_step(micro_batches)
             self.step += 1
             self.num_tokens += outcome.num_tokens
@@ -144,32 +146,28 @@ class Trainer:
 
     def state(self) -> TrainerState:
         """Give everything that decides how training goes on, as references to the live tensors."""
-        moments = {
-            f"{kind}.{name}": self.optimizer.state[param][kind]
-            for name, param in self.named_params.items()
-            for kind in ("exp_avg", "exp_avg_sq", "step")
-        }
+        moments, values = take_optimizer(self.optimizer, self.named_params)
         rng = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()
         counts = {"step": self.step, "num_tokens": self.num_tokens, "num_supervised_tokens": self.num_supervised_tokens}
-        return TrainerState({name: param.detach() for name, param in self.named_params.items()}, moments, rng, counts)
+        params = {name: param.detach() for name, param in self.named_params.items()}
+        return TrainerState(params, moments, rng, counts, values)
 
     def load_state(self, state: TrainerState) -> None:
         """Go on where `state` was taken."""
-        with torch.no_grad():
-            for name, param in self.named_params.items():
-                param.copy_(state.params[name])
-                self.optimizer.state[param] = {
-                    kind: state.moments[f"{kind}.{name}"].to(param.device if kind != "step" else "cpu")
-                    for kind in ("step", "exp_avg", "exp_avg_sq")
-                }
+        give_params(self.named_params, state.params)
+        give_optimizer(self.optimizer, self.named_params, state.moments, state.optimizer)
         torch.set_rng_state(state.rng["cpu"])
         if "cuda" in state.rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.rng["cuda"])
         self.step = state.counts["step"]
         self.num_tokens = state.counts["num_tokens"]
         self.num_supervised_tokens = state.counts["num_supervised_tokens"]
+
+    def inference_weights(self) -> AbstractContextManager[None]:
+        """Hold the weights to evaluate and to save in the model, where the optimizer trains at others."""
+        return inference_weights(self.optimizer)
 
     def _micro_batches(self) -> Iterator[list[list[Example]]]:
         return iterate_steps(
@@ -229,7 +227,10 @@ class Trainer:
     def _evaluate(self, reporters: Reporters) -> None:
         if not self.held_out_examples or self.config.eval_strategy == "no":
             return
-        result = evaluate_loss(self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size)
+        with self.inference_weights():
+            result = evaluate_loss(
+                self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size
+            )
         reporters.log(
             {
                 "step": self.step,
