@@ -32,6 +32,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Gates first, then every workload with both kinds of adapter: an hour and more on two cores. For a look at one:
+#   .venv/bin/python -m benchmarks.throughput --workloads W1 --adapters r16-all-linear --rounds 1
 bench: install
 	$(BIN)/python -m benchmarks.throughput
 

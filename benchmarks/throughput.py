@@ -1,14 +1,18 @@
 """`make bench`: measure training speed and memory of lorakeet, TRL and the best tuned PEFT loop in one run.
 
-Every system trains in a process of its own on the same rows, one after the other, round after round, so that a drift
-of the machine hits all alike; figures are medians of the rounds. The table and a chart are written to
-benchmarks/results/. Absolute figures are this machine's; the ratios are what counts.
+First the gates (benchmarks.gates): where one fails nothing is measured and the exit status is 1. Then every system
+trains in a process of its own on the same rows, one after the other, round after round, so that a drift of the machine
+hits all alike; figures are medians of the rounds. The table and a chart are written to benchmarks/results/ as soon as
+there is something new, so that an interrupted run keeps what it measured. Absolute figures are this machine's; the
+ratios are what counts.
 
-usage: python -m benchmarks.throughput [--workloads W1 W3] [--systems lorakeet trl peft] [--rounds 3]
+usage: python -m benchmarks.throughput [--workloads W1 W3] [--adapters r16-all-linear] [--systems lorakeet trl peft]
+       [--rounds 3] [--steps 3]
 """
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -17,26 +21,82 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from benchmarks import workloads
+from benchmarks.chart import bar_chart
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.registry import resolve
-from lorakeet.ops.hardware import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 SYSTEMS = ("lorakeet", "trl", "peft")
 # The peers leave allocation to glibc, which returns pages to the kernel at every step; the tuned one is kept from it.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 LABELS = {"lorakeet": "lorakeet", "trl": "TRL SFTTrainer, defaults", "peft": "PEFT, tuned and compiled"}
+ADAPTERS = {"r16-all-linear": (16, "all-linear"), "r8-attention": (8, "attention")}
+
+# The floors that the project set itself: tokens/s over a peer's, share of the roofline, memory over TRL's.
+FLOORS = {
+    "W1": {"trl": 5.5, "peft": 2.2, "roofline": 0.60, "memory": 0.30},
+    "W2": {"trl": 8.0, "peft": 3.0, "memory": 0.30},
+    "W3": {"trl": 5.5, "peft": 2.2, "roofline": 0.60},
+    "W4": {"trl": 3.0, "peft": 1.6, "roofline": 0.65, "memory": 0.40},
+    "W5": {"trl": 2.5, "peft": 1.6, "roofline": 0.50, "memory": 0.40},
+}
+# For the first estimate of how long a run takes: share of the roofline each system reaches, seconds to start.
+_USUAL_SHARE, _START_S = {"lorakeet": 0.6, "peft": 0.25, "trl": 0.1}, 15.0
 
 
-def measure(system: str, model: Path, rows: Path, batch: int, r: int, targets: str) -> dict:
+@dataclass
+class Case:
+    """One workload with one kind of adapter, and what was measured of it so far."""
+
+    workload: str
+    adapters: str
+    rows: Path
+    runs: dict[str, list[dict]] = field(default_factory=dict)
+    rooflines: list[float] = field(default_factory=list)
+
+    def median(self, system: str, key: str) -> float:
+        """Give the median of one figure over the rounds."""
+        return statistics.median(run[key] for run in self.runs[system])
+
+    @property
+    def roofline(self) -> float:
+        """Tokens a second that the model's matrix products alone would allow."""
+        return statistics.median(self.rooflines)
+
+    def arguments(self, model: Path) -> list[str]:
+        """Give what `benchmarks.system` is called with after the system's name."""
+        r, targets = ADAPTERS[self.adapters]
+        return [str(model), str(self.rows), str(workloads.BATCH[self.workload]), str(r), targets]
+
+
+def pass_gates(case: Case, model: Path) -> dict:
+    """Run the gates in a process of their own; end the whole run with status 1 where one fails."""
+    r, targets = ADAPTERS[case.adapters]
+    command = [sys.executable, "-m", "benchmarks.gates", str(model), str(case.rows), str(r), targets]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        outcome = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        sys.exit(f"{case.workload} {case.adapters}: the gates ended without a verdict\n{done.stderr[-3000:]}")
+    print(f"gates of {case.workload}, {case.adapters} ({outcome['rows']}):", file=sys.stderr)
+    for gate in outcome["gates"]:
+        verdict = "holds" if gate["holds"] else "FAILS"
+        print(f"  {verdict}  {gate['name']}: {gate['value']:.8g} ({gate['limit']})", file=sys.stderr)
+    if done.returncode != 0:
+        sys.exit("A gate failed; no figure counts.")
+    return outcome
+
+
+def measure(system: str, case: Case, model: Path) -> dict:
     """Train one system in a process of its own and read what it prints."""
     environment = os.environ | (TUNED if system == "peft" else {}) | {"TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "benchmarks.system", system, str(model), str(rows), str(batch), str(r), targets]
+    command = [sys.executable, "-m", "benchmarks.system", system, *case.arguments(model)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(f"{system} failed:\n{done.stderr[-3000:]}")
@@ -49,77 +109,109 @@ def roofline_tokens_per_second(config: Phi3Config, num_tokens: int, learned_shar
     Counted are the products no training can do without: every layer forward and, for its input's gradient, backward,
     and the head forward and backward on learned rows. Adapters, attention and everything elementwise come on top.
     """
-    keep_freed_memory()  # else every product would first pay for fresh pages
     D, F = config.hidden_size, config.intermediate_size
     qkv = D + 2 * config.num_key_value_heads * config.head_dim
-    shapes = [(D, qkv), (D, D), (D, 2 * F), (F, D)]
-    seconds = 0.0
-    for width_in, width_out in shapes:
-        x = torch.randn(num_tokens, width_in).bfloat16()
-        weight = torch.randn(width_out, width_in).bfloat16()
-        grad = torch.randn(num_tokens, width_out).bfloat16()
-        for product in (lambda x=x, w=weight: x @ w.T, lambda g=grad, w=weight: g @ w):
-            times = []
-            for _ in range(7):
-                start = time.perf_counter()
-                product()
-                times.append(time.perf_counter() - start)
-            seconds += statistics.median(times[2:]) * config.num_hidden_layers
-    learned = max(1, int(num_tokens * learned_share))
-    head, hidden = torch.randn(config.vocab_size, D).bfloat16(), torch.randn(learned, D).bfloat16()
-    logits = torch.randn(learned, config.vocab_size).bfloat16()
-    for product in (lambda: hidden @ head.T, lambda: logits @ head):
-        product()
+    layer = sum(_linear_seconds(num_tokens, *shape) for shape in [(D, qkv), (D, D), (D, 2 * F), (F, D)])
+    head = _linear_seconds(max(1, int(num_tokens * learned_share)), D, config.vocab_size)
+    return num_tokens / (layer * config.num_hidden_layers + head)
+
+
+def _linear_seconds(rows: int, width_in: int, width_out: int, repeats: int = 7, warm_up: int = 2) -> float:
+    """Time the two products of a frozen linear layer, forward and backward, into memory that is there already."""
+    x, y = torch.randn(rows, width_in).bfloat16(), torch.randn(rows, width_out).bfloat16()
+    weight = torch.randn(width_out, width_in).bfloat16()
+    times = []
+    for _ in range(warm_up + repeats):
         start = time.perf_counter()
-        product()
-        seconds += time.perf_counter() - start
-    return num_tokens / seconds
+        torch.mm(x, weight.T, out=y)
+        torch.mm(y, weight, out=x)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
 
 
-def run_workload(name: str, systems: list[str], model: Path, rounds: int, r: int, targets: str) -> dict:
-    """Measure all systems on one workload, interleaved."""
-    results: dict[str, list[dict]] = {system: [] for system in systems}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.json"
-        workloads.write_rows(name, workloads.ROWS[name], model, rows)
-        examples = workloads.read_rows(rows)
-        for _ in range(rounds):
-            for system in systems:
-                results[system].append(measure(system, model, rows, workloads.BATCH[name], r, targets))
-                print(f"  {name} {system}: {results[system][-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
-    tokens = sum(len(row.input_ids) for row in examples)
-    share = sum(row.num_supervised_tokens for row in examples) / tokens
-    mean_step = tokens * workloads.BATCH[name] // len(examples)
-    return {
-        "systems": {system: _medians(runs) for system, runs in results.items()},
-        "roofline": roofline_tokens_per_second(Phi3Config.from_directory(model), mean_step, share),
-    }
+def case_roofline(case: Case, model: Path) -> float:
+    """Measure the roofline for steps of this case's size."""
+    rows = workloads.read_rows(case.rows)
+    tokens = sum(len(row.input_ids) for row in rows)
+    share = sum(row.num_supervised_tokens for row in rows) / tokens
+    mean_step = tokens * workloads.BATCH[case.workload] // len(rows)
+    return roofline_tokens_per_second(Phi3Config.from_directory(model), mean_step, share)
 
 
-def _medians(runs: list[dict]) -> dict[str, float]:
-    keys = ("tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "first_step_s")
-    return {key: statistics.median(run[key] for run in runs) for key in keys}
+def estimate_seconds(case: Case, systems: list[str], model: Path) -> float:
+    """Guess how long one round of a case takes."""
+    tokens = sum(len(row.input_ids) for row in workloads.read_rows(case.rows))
+    return sum(tokens / (case_roofline(case, model) * _USUAL_SHARE[system]) + _START_S for system in systems)
 
 
-def table(measured: dict[str, dict]) -> str:
+def table(cases: list[Case]) -> str:
     """Write the figures as a Markdown table."""
     lines = [
-        "| Workload | System | tokens/s | learned tokens/s | ours / this | peak memory | ours / this | first step |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| Workload | Adapters | System | tokens/s | learned tokens/s | ours / this | peak memory | ours / this | "
+        "first step | compiling |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, result in measured.items():
-        ours = result["systems"]["lorakeet"]
-        for system, figures in result["systems"].items():
-            speed = ours["tokens_per_second"] / figures["tokens_per_second"]
-            memory = ours["peak_memory_bytes"] / figures["peak_memory_bytes"]
+    for case in cases:
+        head = f"| {case.workload} | {case.adapters} "
+        for system in case.runs:
+            speed = case.median("lorakeet", "tokens_per_second") / case.median(system, "tokens_per_second")
+            memory = case.median("lorakeet", "peak_memory_bytes") / case.median(system, "peak_memory_bytes")
             lines.append(
-                f"| {name} | {LABELS[system]} | {figures['tokens_per_second']:,.0f} | "
-                f"{figures['supervised_tokens_per_second']:,.0f} | {speed:.2f}x | "
-                f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB | {memory:.0%} | {figures['first_step_s']:.1f} s |"
+                f"{head}| {LABELS[system]} | {case.median(system, 'tokens_per_second'):,.0f} | "
+                f"{case.median(system, 'supervised_tokens_per_second'):,.0f} | {speed:.2f}x | "
+                f"{case.median(system, 'peak_memory_bytes') / 1e9:.2f} GB | {memory:.0%} | "
+                f"{case.median(system, 'first_step_s'):.1f} s | {case.median(system, 'compile_s'):.1f} s |"
             )
-        share = ours["tokens_per_second"] / result["roofline"]
-        lines.append(f"| {name} | GEMM roofline | {result['roofline']:,.0f} | | {share:.0%} of it | | | |")
+        share = case.median("lorakeet", "tokens_per_second") / case.roofline
+        lines.append(f"{head}| GEMM roofline | {case.roofline:,.0f} | | {share:.0%} of it | | | | |")
     return "\n".join(lines)
+
+
+def floor_table(cases: list[Case]) -> str:
+    """Write the floors beside what was reached."""
+    lines = ["| Workload | Adapters | Floor | Reached | |", "|---|---|---:|---:|---|"]
+    for case in cases:
+        ours, floors = case.median("lorakeet", "tokens_per_second"), FLOORS[case.workload]
+        for key, floor in floors.items():
+            if key == "roofline":
+                reached, is_met = ours / case.roofline, ours / case.roofline >= floor
+                words = f"≥ {floor:.0%} of the roofline | {reached:.0%}"
+            elif key == "memory" and "trl" in case.runs:
+                reached = case.median("lorakeet", "peak_memory_bytes") / case.median("trl", "peak_memory_bytes")
+                is_met, words = reached <= floor, f"≤ {floor:.0%} of TRL's peak memory | {reached:.0%}"
+            elif key in case.runs:
+                reached = ours / case.median(key, "tokens_per_second")
+                is_met, words = reached >= floor, f"≥ {floor:g}× {LABELS[key]} | {reached:.2f}×"
+            else:
+                continue
+            lines.append(f"| {case.workload} | {case.adapters} | {words} | {'met' if is_met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def write_results(cases: list[Case], options: argparse.Namespace, gates: list[str]) -> str:
+    """Write the dated table and chart of what is measured so far; return the table's text."""
+    measured = [case for case in cases if case.rooflines]
+    stem = f"{datetime.date.today()}-throughput"
+    groups = {
+        f"{case.workload}\n{case.adapters}": {
+            LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs
+        } | {"GEMM roofline": case.roofline}
+        for case in measured
+    }  # fmt: skip
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    rounds = sorted({len(case.rooflines) for case in measured})
+    text = "\n\n".join([
+        f"# Throughput, {datetime.date.today()}",
+        f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, bf16; text from "
+        f"{'GSM8K' if workloads.gsm8k_file() else 'the demo rows'}; medians of {' to '.join(map(str, rounds))} rounds "
+        f"of {options.steps} timed steps each. Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
+        f"Gates, all of which hold: {'; '.join(gates)}.",
+        f"![tokens a second]({stem}.svg)", table(measured), floor_table(measured), "",
+    ])  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{stem}.svg").write_text(bar_chart("Training speed", "tokens/s", groups), encoding="utf-8")
+    return text
 
 
 def machine() -> str:
@@ -132,33 +224,43 @@ def machine() -> str:
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def main() -> None:
-    """Measure, print, and write a dated table."""
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=["W1"], choices=list(workloads.WORKLOADS))
+    names = list(workloads.WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", default=names, choices=names)
+    parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=list(ADAPTERS))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of every system in every round")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--r", type=int, default=16)
-    parser.add_argument("--targets", default="all-linear", choices=["all-linear", "attention"])
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Pass the gates, measure, print, and write a dated table."""
+    options = parse()
     systems = ["lorakeet", *(system for system in options.systems if system != "lorakeet")]
     model = resolve(options.model)
-    measured = {
-        name: run_workload(name, systems, model, options.rounds, options.r, options.targets)
-        for name in options.workloads
-    }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    rows = "GSM8K" if workloads.gsm8k_file() else "the demo's rows"
-    text = (
-        f"# Throughput, {datetime.date.today()}\n\n{machine()}; commit {commit.stdout.strip() or 'unknown'}; model "
-        f"{options.model}, bf16, r={options.r}, {options.targets}; text from {rows}; medians of "
-        f"{options.rounds} rounds\n"
-        f"Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`\n\n{table(measured)}\n"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        cases = []
+        for workload, adapters in itertools.product(options.workloads, options.adapters):
+            rows = Path(folder) / f"{workload}.json"
+            if not rows.exists():
+                workloads.write_rows(workload, options.steps, model, rows)
+            cases.append(Case(workload, adapters, rows))
+        guess = options.rounds * sum(estimate_seconds(case, systems, model) for case in cases)
+        print(f"{len(cases)} cases, about {guess / 60:.0f} minutes after the gates", file=sys.stderr)
+        gates = [f"{case.workload} {case.adapters} on {pass_gates(case, model)['rows']}" for case in cases]
+        text = ""
+        for turn, case in itertools.product(range(options.rounds), cases):
+            case.rooflines.append(case_roofline(case, model))
+            for system in systems:
+                case.runs.setdefault(system, []).append(measure(system, case, model))
+                speed = case.runs[system][-1]["tokens_per_second"]
+                print(f"  {turn + 1} {case.workload} {case.adapters} {system}: {speed:.0f} tokens/s", file=sys.stderr)
+            text = write_results(cases, options, gates)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{datetime.date.today()}-throughput.md").write_text(text)
 
 
 if __name__ == "__main__":

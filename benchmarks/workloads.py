@@ -97,15 +97,27 @@ WORKLOADS: dict[str, Callable[[int, Tokenizer], list[Example]]] = {
     "W4": equal_lengths(512),
     "W5": equal_lengths(4096),
 }
-ROWS = {"W1": 64, "W2": 64, "W3": 48, "W4": 40, "W5": 6}
-"""Rows measured; the first two steps are warm-up."""
 BATCH = {"W1": 8, "W2": 8, "W3": 8, "W4": 8, "W5": 1}
+WARM_UP = 2
+"""Steps before the clock counts: they compile."""
+POOL_STEPS = 32
+"""Steps' worth of rows that are sorted by length before some are taken."""
 
 
-def write_rows(name: str, count: int, model_directory: Path, target: Path) -> None:
-    """Write a workload's rows for the measured processes to read."""
-    rows = WORKLOADS[name](count, load_tokenizer(model_directory))
-    target.write_text(json.dumps([[row.input_ids, row.spans] for row in rows]))
+def write_rows(name: str, num_steps: int, model_directory: Path, target: Path) -> None:
+    """Write the rows of the warm-up steps and of `num_steps` timed ones for the measured processes to read.
+
+    The timed rows are whole steps of a long sorted run, spread evenly over its lengths, then shuffled: a system that
+    sorts them finds next to no padding, as it would on a whole data set, and one that does not finds a usual mix.
+    """
+    batch = BATCH[name]
+    pool_steps = num_steps if name in ("W4", "W5") else max(POOL_STEPS, num_steps)
+    rows = WORKLOADS[name]((WARM_UP + pool_steps) * batch, load_tokenizer(model_directory))
+    warm, pool = rows[: WARM_UP * batch], sorted(rows[WARM_UP * batch :], key=lambda row: len(row.input_ids))
+    chosen = [round((i + 0.5) * pool_steps / num_steps - 0.5) for i in range(num_steps)]
+    timed = [row for step in chosen for row in pool[step * batch : (step + 1) * batch]]
+    random.Random(0).shuffle(timed)
+    target.write_text(json.dumps([[row.input_ids, row.spans] for row in warm + timed]))
 
 
 def read_rows(file: Path) -> list[Example]:

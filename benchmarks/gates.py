@@ -1,0 +1,261 @@
+"""What must hold before any figure counts: our steps compute what PEFT's compute, and no document sees another.
+
+usage: python -m benchmarks.gates MODEL_DIR ROWS.json R TARGETS
+
+data in: a model directory and a workload's rows → out: one JSON line of gates, each a value, a limit and a verdict;
+exit status 1 where one fails. Both models start from the same adapter, B included, and take the same steps on the same
+rows, ours compiled as when it is measured. fp32 is slow on a CPU: few rows are used, cut where they are long, and what
+was used is part of the output.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.system import LR, TARGETS, head_of, padded, peft_model
+from benchmarks.workloads import read_rows
+from lorakeet.config import LoraConfig, TrainingConfig
+from lorakeet.data.conversation import Example
+from lorakeet.data.pack import pack
+from lorakeet.lora.inject import inject
+from lorakeet.loss import pack_for
+from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.weights import load_model
+from lorakeet.training.optim import build_optimizer
+from lorakeet.training.trainer import train_step
+
+NUM_ROWS, TOKEN_BUDGET = 4, 1536
+"""Rows of a gate and the tokens they may have together, so that fp32 takes seconds."""
+FP32_LOSS = 1e-5
+LEAST_COSINE = 0.999
+BF16_MARGIN = 1.1
+"""How much further from fp32 than PEFT's bf16 ours may be: rounding errors are random, and so are their sums."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition and how it came out."""
+
+    name: str
+    value: float
+    limit: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What one system computed on the gate's rows."""
+
+    losses: list[float]
+    """Mean loss of each optimizer step."""
+    row_losses: Tensor
+    """Loss of every learned token before the first step, row by row."""
+    gradient: Tensor
+    """The first step's, of all adapter parameters, laid end to end in the order of our names."""
+
+
+def gate_rows(rows: Sequence[Example]) -> list[Example]:
+    """Take the first rows, each cut to its share of the budget; a row keeps at least one learned token."""
+    taken = list(rows[: NUM_ROWS if len(rows[0].input_ids) <= TOKEN_BUDGET // 2 else 2])
+    share = TOKEN_BUDGET // len(taken)
+    return [_cut(row, max(share, row.spans[0][0] + 16)) for row in taken]
+
+
+def _cut(row: Example, length: int) -> Example:
+    spans = tuple((start, min(end, length)) for start, end in row.spans if start < length)
+    return replace(row, input_ids=row.input_ids[:length], spans=spans)
+
+
+def check_gates(model_dir: Path, rows: Sequence[Example], r: int, targets: list[str]) -> list[Gate]:
+    """Compute the rows with both systems in fp32 and bf16 and compare."""
+    rows = gate_rows(rows)
+    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    adapter = _drawn_adapter(model_dir, r, targets)
+    ours: dict[torch.dtype, Computed] = {}
+    theirs: dict[torch.dtype, Computed] = {}
+    gates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = our_model(model_dir, r, targets, adapter, dtype)
+        gates += _no_leak(model, rows, dtype)
+        ours[dtype] = _compute_ours(model, rows, halves)
+        del model
+        theirs[dtype] = _compute_peft(_peft_with(model_dir, r, targets, adapter, dtype), list(adapter), rows, halves)
+    return [*_compared(ours, theirs), *gates]
+
+
+def _compared(ours: dict[torch.dtype, Computed], theirs: dict[torch.dtype, Computed]) -> list[Gate]:
+    exact, low = torch.float32, torch.bfloat16
+    truth = theirs[exact]
+    steps = zip(ours[exact].losses, truth.losses, strict=True)
+    loss_error = max(abs(our - their) / their for our, their in steps)
+    our_rms, peft_rms = (_rms(x[low].row_losses - truth.row_losses) for x in (ours, theirs))
+    low_steps = zip(ours[low].losses, truth.losses, strict=True)
+    low_error = max(abs(our - their) for our, their in low_steps)
+    norm = min(ours[dtype].gradient.norm().item() for dtype in ours)
+    cosine, our_cosine, peft_cosine = (
+        _cosine(gradient, truth.gradient)
+        for gradient in (ours[exact].gradient, ours[low].gradient, theirs[low].gradient)
+    )
+    least_low = min(LEAST_COSINE, 1 - BF16_MARGIN**2 * (1 - peft_cosine))
+    return [
+        Gate("fp32: step losses against PEFT's, relative", loss_error, f"≤ {FP32_LOSS:g}", loss_error <= FP32_LOSS),
+        Gate("fp32: cosine of the gradient with PEFT's", cosine, f"≥ {LEAST_COSINE}", cosine >= LEAST_COSINE),
+        Gate(
+            "bf16: token losses' distance from fp32, rms", our_rms,
+            f"≤ {BF16_MARGIN * peft_rms:.3g} ({BF16_MARGIN} × PEFT's)", our_rms <= BF16_MARGIN * peft_rms,
+        ),
+        Gate("bf16: step losses' distance from fp32", low_error, f"≤ {peft_rms:.3g}", low_error <= peft_rms),
+        Gate(
+            "bf16: cosine of the gradient with fp32's", our_cosine, f"≥ {least_low:.6f} (PEFT's {peft_cosine:.6f})",
+            our_cosine >= least_low,
+        ),
+        Gate("gradient norm", norm, "> 0", norm > 0),
+    ]  # fmt: skip
+
+
+def our_model(
+    model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor] | None, dtype: torch.dtype
+) -> Phi3ForCausalLM:
+    """Load ours as it is measured, with `adapter` in it where one is given."""
+    model = load_model(model_dir, dtype=dtype)
+    torch.manual_seed(0)
+    inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
+    for name, value in (adapter or {}).items():
+        model.get_parameter(name).data.copy_(value)
+    model.compile_layers()
+    return model.train()
+
+
+def _drawn_adapter(model_dir: Path, r: int, targets: list[str]) -> dict[str, Tensor]:
+    """Draw A and B, both non-zero and of numbers that bf16 holds exactly."""
+    model = our_model(model_dir, r, targets, None, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    adapter = {}
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            scale = 0.02 if "lora_B" in name else param.std().item()
+            adapter[name] = (torch.randn(param.shape, generator=generator) * scale).bfloat16().float()
+    return adapter
+
+
+def _peft_with(
+    model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor], dtype: torch.dtype
+) -> nn.Module:
+    model = peft_model(model_dir, r, targets, dtype, autocast_adapter_dtype=False)
+    for name, value in adapter.items():
+        model.get_parameter(_peft_name(name)).data.copy_(value)
+    return model.train()
+
+
+def _peft_name(name: str) -> str:
+    return f"base_model.model.{name}.default.weight"
+
+
+def _compute_ours(model: Phi3ForCausalLM, rows: list[Example], halves: list[list[Example]]) -> Computed:
+    with torch.no_grad():
+        row_losses = torch.cat([_token_losses(model, [row]) for row in rows])
+    params = [param for param in model.parameters() if param.requires_grad]
+    optimizer = build_optimizer(params, TrainingConfig(learning_rate=LR, weight_decay=0.0))
+    losses, gradient = [], torch.empty(0)
+    for half in halves:
+        losses.append(train_step(model, [pack_for(model, half)], optimizer, 0).loss)
+        if not gradient.numel():
+            gradient = _flat_gradient(params)
+    return Computed(losses, row_losses, gradient)
+
+
+def _token_losses(model: Phi3ForCausalLM, rows: Sequence[Example], *, share: bool = False) -> Tensor:
+    """Compute the loss of every learned token by PyTorch's own functions, from the hidden states of our layers."""
+    batch = pack(rows, share_prefixes=share)
+    hidden_SD = model(
+        batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, rows_S=batch.supervised_S, parents=batch.parents
+    )
+    return F.cross_entropy(model.lm_head(hidden_SD).float(), batch.targets_S, reduction="none")
+
+
+def _compute_peft(model: nn.Module, names: list[str], rows: list[Example], halves: list[list[Example]]) -> Computed:
+    params = [model.get_parameter(_peft_name(name)) for name in names]
+    optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
+    row_losses, losses, gradient = [], [], torch.empty(0)
+    with torch.no_grad():
+        for row in rows:
+            inputs, labels = padded([row])
+            hidden = head_of(model).model(**inputs, use_cache=False).last_hidden_state
+            logits = head_of(model).lm_head(hidden[:, :-1]).float()
+            wanted = labels[:, 1:] != -100
+            row_losses.append(F.cross_entropy(logits[wanted], labels[:, 1:][wanted], reduction="none"))
+    for half in halves:
+        inputs, labels = padded(half)
+        loss = model(**inputs, labels=labels, use_cache=False).loss
+        loss.backward()
+        if not gradient.numel():
+            gradient = _flat_gradient(params)
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return Computed(losses, torch.cat(row_losses), gradient)
+
+
+def _no_leak(model: Phi3ForCausalLM, rows: list[Example], dtype: torch.dtype) -> list[Gate]:
+    """Change the answer of the first row, which itself is not learned: loss and gradient stay equal to the bit.
+
+    The answer, so that what rows share stays shared and the stream keeps its shape.
+    """
+    silent = replace(rows[0], spans=())
+    answer = range(*rows[0].spans[-1])
+    changed_ids = [(token + 7) % 1000 + 3 if i in answer else token for i, token in enumerate(silent.input_ids)]
+    changed = replace(silent, input_ids=changed_ids)
+    results = []
+    for first in (silent, changed):
+        model.zero_grad(set_to_none=True)
+        losses = _token_losses(model, [first, *rows[1:]], share=True)
+        losses.sum().backward()
+        params = [param for param in model.parameters() if param.requires_grad]
+        results.append((losses.detach(), _flat_gradient(params)))
+    model.zero_grad(set_to_none=True)
+    (losses, gradient), (new_losses, new_gradient) = results
+    differences = float((losses != new_losses).sum() + (gradient != new_gradient).sum())
+    # That the change was felt at all: the row itself, learned, must notice it.
+    with torch.no_grad():
+        own = [_token_losses(model, [replace(row, spans=rows[0].spans)]) for row in (silent, changed)]
+    name = str(dtype).removeprefix("torch.")
+    is_felt = not torch.equal(*own)
+    return [
+        Gate(f"{name}: losses and gradients that another document's change reaches", differences, "= 0",
+             differences == 0 and is_felt and len(losses) > 0)
+    ]  # fmt: skip
+
+
+def _flat_gradient(params: list[nn.Parameter]) -> Tensor:
+    return torch.cat([param.grad.flatten().float() for param in params if param.grad is not None])
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return (a.double() @ b.double() / (a.double().norm() * b.double().norm())).item()
+
+
+def _rms(x: Tensor) -> float:
+    return x.pow(2).mean().sqrt().item()
+
+
+def main() -> None:
+    """Check, print, and exit with 1 where a gate fails."""
+    model_dir, file, r, targets = sys.argv[1:]
+    rows = read_rows(Path(file))
+    gates = check_gates(Path(model_dir), rows, int(r), TARGETS[targets])
+    used = gate_rows(rows)
+    print(json.dumps({
+        "rows": f"{len(used)} rows, {sum(len(row.input_ids) for row in used):,} tokens, whole model",
+        "gates": [asdict(gate) for gate in gates],
+    }))  # fmt: skip
+    sys.exit(0 if all(gate.holds for gate in gates) else 1)
+
+
+if __name__ == "__main__":
+    main()
