@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
-COLOURS = ("#d9480f", "#868e96", "#1c7ed6", "#2b8a3e")
+COLOURS = ("#d9480f", "#868e96", "#1c7ed6", "#74c0fc", "#2b8a3e")
 _LEFT, _TOP, _PLOT, _BAR, _GAP = 70, 70, 260, 26, 34
 
 

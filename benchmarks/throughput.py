@@ -6,7 +6,10 @@ hits all alike; figures are medians of the rounds. The table and a chart are wri
 there is something new, so that an interrupted run keeps what it measured. Absolute figures are this machine's; the
 ratios are what counts.
 
-usage: python -m benchmarks.throughput [--workloads W1 W3] [--adapters r16-all-linear] [--systems lorakeet trl peft]
+The floors compare with `peft`, the best that a loop over PEFT's model reaches; `peft-learned` goes further by taking
+the model's forward apart, and is measured beside it.
+
+usage: python -m benchmarks.throughput [--workloads W1 W3] [--adapters r16-all-linear] [--systems lorakeet peft]
        [--rounds 3] [--steps 3]
 """
 
@@ -32,10 +35,15 @@ from lorakeet.models.config import Phi3Config
 from lorakeet.models.registry import resolve
 
 RESULTS = Path(__file__).parent / "results"
-SYSTEMS = ("lorakeet", "trl", "peft")
+SYSTEMS = ("lorakeet", "trl", "peft", "peft-learned")
 # The peers leave allocation to glibc, which returns pages to the kernel at every step; the tuned one is kept from it.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
-LABELS = {"lorakeet": "lorakeet", "trl": "TRL SFTTrainer, defaults", "peft": "PEFT, tuned and compiled"}
+LABELS = {
+    "lorakeet": "lorakeet",
+    "trl": "TRL SFTTrainer, defaults",
+    "peft": "PEFT, tuned and compiled",
+    "peft-learned": "the same, head on learned tokens only",
+}
 ADAPTERS = {"r16-all-linear": (16, "all-linear"), "r8-attention": (8, "attention")}
 
 # The floors that the project set itself: tokens/s over a peer's, share of the roofline, memory over TRL's.
@@ -47,7 +55,7 @@ FLOORS = {
     "W5": {"trl": 2.5, "peft": 1.6, "roofline": 0.50, "memory": 0.40},
 }
 # For the first estimate of how long a run takes: share of the roofline each system reaches, seconds to start.
-_USUAL_SHARE, _START_S = {"lorakeet": 0.6, "peft": 0.25, "trl": 0.1}, 15.0
+_USUAL_SHARE, _START_S = {"lorakeet": 0.6, "peft": 0.25, "peft-learned": 0.3, "trl": 0.1}, 15.0
 
 
 @dataclass
@@ -95,7 +103,7 @@ def pass_gates(case: Case, model: Path) -> dict:
 
 def measure(system: str, case: Case, model: Path) -> dict:
     """Train one system in a process of its own and read what it prints."""
-    environment = os.environ | (TUNED if system == "peft" else {}) | {"TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | (TUNED if system.startswith("peft") else {}) | {"TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.system", system, *case.arguments(model)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
