@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,10 +218,12 @@ def train(
     """
     if config is None:
         sources = [data] if isinstance(data, str) else list(data or [])
-        sections = {"data": {"train": sources or None, **(data_config or {})}}
+        sections = {"data": {**({"train": sources} if sources else {}), **(data_config or {})}}
         sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
-        config = resolve_config(model=model, flags=sections)
-    directory = Path(config.training_config.output_dir or _new_run_directory(config.model))
+        config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
+    for note in config.notes:
+        logger.info("Note: %s.", note)
+    directory = _run_directory(config)
     run = Run(directory)
     config = _with_output_dir(config, directory)
     is_new = _check_run_directory(directory, resume=resume, restart=restart)
@@ -260,7 +263,9 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     def after_step(step: int) -> None:
         is_last = step == trainer.total_steps
         if is_last or stop.requested or step % settings.save_steps == 0:
-            checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+            checkpoint.save_checkpoint(
+                run.directory, trainer.state(), identity, settings.save_total_limit or sys.maxsize
+            )
         if stop.requested and not is_last:
             logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", step, run.directory)
             raise KeyboardInterrupt
@@ -287,9 +292,14 @@ def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> Non
     (directory / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
 
 
-def _new_run_directory(model: str) -> Path:
-    """Name a run after the moment and its model."""
-    stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{Path(model).name}"
+def _run_directory(config: RunConfig) -> Path:
+    """Give the directory that the configuration names, or a new one, named after the moment and the model."""
+    settings = config.training_config
+    if settings.output_dir:
+        return Path(settings.output_dir)
+    if settings.run_name:
+        return Path("runs") / settings.run_name
+    stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{Path(config.model).name}"
     names = itertools.chain([stem], (stem.with_name(f"{stem.name}-{i}") for i in itertools.count(2)))
     return next(name for name in names if not name.exists())
 
@@ -324,8 +334,8 @@ def _with_output_dir(config: RunConfig, directory: Path) -> RunConfig:
 
 
 # What may change between the parts of a resumed run without changing what is learned.
-_FREE_KEYS = {"output_dir", "logging_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
-              "per_device_eval_batch_size"}  # fmt: skip
+_FREE_KEYS = {"output_dir", "run_name", "logging_steps", "eval_strategy", "eval_steps", "save_steps",
+              "save_total_limit", "per_device_eval_batch_size"}  # fmt: skip
 
 
 def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str, str]:

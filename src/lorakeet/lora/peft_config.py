@@ -149,7 +149,8 @@ def _from_fields(path: Path, fields: dict[str, Any]) -> tuple[LoraConfig, bool]:
     try:
         return LoraConfig(**values), literal
     except ConfigError as error:
-        raise AdapterError("E-ADPT-67", error.message, place=str(path), fix=error.fix) from None
+        field = error.place.removeprefix(f"{LoraConfig.section}.")
+        raise AdapterError("E-ADPT-67", f"{field} {error.message}", place=str(path), fix=error.fix) from None
 
 
 def _refuse_unsupported(path: Path, fields: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ def test_pairs_are_read_and_refused():
 
 @pytest.mark.parametrize("name", ["phi3_mini_lora", "demo"])
 def test_the_ready_made_configurations_are_valid(name):
-    config = resolve_config(file=Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    config = resolve_config(file=Path(__file__).parents[2] / "configs" / f"{name}.yaml")
     assert config.peft_config.r == 16
     assert config.data.train
 
@@ -143,6 +143,6 @@ def test_the_ready_made_configurations_are_valid(name):
 def test_the_demos_configuration_is_the_demos_recipe():
     from lorakeet.embedded import toolcalls
 
-    config = resolve_config(file=Path(__file__).parents[1] / "configs" / "demo.yaml")
+    config = resolve_config(file=Path(__file__).parents[2] / "configs" / "demo.yaml")
     assert config.training_config == TrainingConfig(**toolcalls.RECIPE)
     assert config.peft_config == LoraConfig(**toolcalls.PEFT_RECIPE)

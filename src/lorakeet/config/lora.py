@@ -1,0 +1,98 @@
+"""Where LoRA goes and how large it is.
+
+data in: keys of `peft_config` → out: a frozen LoraConfig. Which modules its names mean is `lora/targets.py`'s.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lorakeet.config.foreign_keys import LORA_KEYS
+from lorakeet.config.strict import OUT_OF_RANGE, StrictModel
+from lorakeet.errors import ConfigError
+
+
+class LoraConfig(StrictModel):
+    """Say where LoRA goes and how large it is, with the names of peft.LoraConfig.
+
+    The update of a layer is `scaling * B @ A` with `scaling = lora_alpha / r` (or `lora_alpha / sqrt(r)` with
+    `use_rslora`), so doubling `lora_alpha` acts much like doubling the adapter's learning rate.
+    Source: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+    """
+
+    section: ClassVar[str] = "peft_config"
+    codes: ClassVar = {
+        "r": ("E-CFG-37", "Use for example 16"),
+        "target_modules": ("E-CFG-42", 'Use "all-linear", or a list of names'),
+    }
+    foreign_keys: ClassVar = LORA_KEYS
+    none_is_default: ClassVar[frozenset[str]] = frozenset({"target_modules", "exclude_modules"})
+
+    r: int = Field(default=16, ge=1, le=1024)
+    """Rank of the update."""
+    lora_alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
+    """Scale of the update before it is divided by the rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the input of the LoRA branch, while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names (the last parts of their paths), or "all-linear" for every linear layer but the output head.
+
+    Names are literal; a regular expression is refused, since it can match by accident or stall."""
+    exclude_modules: list[str] = Field(default_factory=list)
+    """Module names never to touch."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases train along."""
+    modules_to_save: list[str] | None = None
+    """Modules trained in full and saved with the adapter."""
+    use_rslora: bool = False
+    """Divide lora_alpha by sqrt(r) instead of r."""
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Ranks of single modules: {module path or its end: r}."""
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """lora_alpha of single modules: {module path or its end: lora_alpha}."""
+    layers_to_transform: list[int] | int | None = None
+    """Only these layer indices."""
+    layers_pattern: str | list[str] | None = None
+    """Name of the list of layers that layers_to_transform counts in, where it is not found by itself."""
+    fan_in_fan_out: bool = False
+    """The replaced layers store their weight as (in, out), as GPT-2's Conv1D does."""
+    init_lora_weights: bool = True
+    """Start as the identity: A random, B zero. False draws B at random too, which only tests want."""
+    task_type: str | None = "CAUSAL_LM"
+    """Written to adapter_config.json for PEFT; None for modules that are no language model."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        targets = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        if not targets:
+            raise ConfigError("E-CFG-42", "target_modules is empty", place="peft_config", fix='Use "all-linear"')
+        for key in ("exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+            _require_names(key, getattr(self, key) or ())
+        _require_names("target_modules", targets)
+        patterns = self.layers_pattern or []
+        _require_names("layers_pattern", [patterns] if isinstance(patterns, str) else patterns)
+        for key, r in self.rank_pattern.items():
+            if not 1 <= r <= 1024:
+                raise _out_of_range("E-CFG-37", f"rank_pattern.{key}", r, "a whole number from 1 to 1024")
+        for key, alpha in self.alpha_pattern.items():
+            if not (0 < alpha < math.inf):
+                raise _out_of_range(OUT_OF_RANGE, f"alpha_pattern.{key}", alpha, "a number above 0")
+
+
+def _require_names(key: str, names: Iterable[str]) -> None:
+    """Refuse whatever is not a literal module name; PEFT lets a leading ^ of a pattern demand the whole path."""
+    for name in names:
+        plain = name.removeprefix("^") if key.endswith("_pattern") else name
+        if not all(part.replace("-", "").replace("_", "").isalnum() for part in plain.split(".")):
+            raise ConfigError(
+                "E-CFG-43",
+                f"{name[:80]!r} is not a module name",
+                place=f"peft_config.{key}",
+                fix="List the names; regular expressions are not read",
+            )
+
+
+def _out_of_range(code: str, key: str, value: float, allowed: str) -> ConfigError:
+    return ConfigError(code, f"is {value!r}; allowed: {allowed}", place=f"peft_config.{key}", fix="Correct the value")

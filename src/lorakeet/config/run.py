@@ -1,0 +1,69 @@
+"""Everything that decides what a run learns: model, data, training_config, peft_config.
+
+data in: the sections of a configuration → out: a frozen RunConfig.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lorakeet.config.lora import LoraConfig
+from lorakeet.config.strict import StrictModel
+from lorakeet.config.training import TrainingConfig
+
+
+class DataConfig(StrictModel):
+    """Say what to learn from, and how its rows are read."""
+
+    section: ClassVar[str] = "data"
+
+    train: list[str] = Field(min_length=1)
+    """Files, directories, hub ids, or "demo"."""
+    eval: list[str] | None = None
+    """Held-out data; where none is named, eval_fraction of the training rows is held out."""
+    eval_fraction: float = Field(0.05, ge=0, lt=1)
+    """Part of the rows that is held out, at most 200 rows."""
+    format: str | None = None
+    """Name of the row format, where it is not found from the keys."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field names of the rows that go by other names: {ours: theirs}."""
+    roles: dict[str, str] = Field(default_factory=dict)
+    """Role names of the rows that go by other names: {theirs: ours}."""
+    template: str | None = None
+    """Name of the chat template, where it is not found from the model."""
+    learn: Literal["all", "last", "marked", "text"] = "all"
+    """Learn every assistant turn, the last one, those that the rows mark themselves, or the whole text."""
+    system: str | None = None
+    """A system prompt that replaces those of the rows."""
+    truncation: Literal["error", "drop", "truncate-left"] = "error"
+    """What happens to a conversation longer than max_length."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class RunConfig(StrictModel):
+    """Everything that decides what a run learns; written to RUN/config.yaml, complete."""
+
+    model: str
+    """Alias, directory or hub id."""
+    data: DataConfig
+    """What to learn from."""
+    training_config: TrainingConfig = TrainingConfig()
+    """How to train."""
+    peft_config: LoraConfig = LoraConfig()
+    """Where the adapters go."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say, a line each, which keys were accepted without an effect, and what stands in their place."""
+        return (*self.training_config.notes, *self.peft_config.notes)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_by_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("data"), str | list):
+            return {**values, "data": {"train": values["data"]}}
+        return values
