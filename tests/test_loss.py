@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from lorakeet import loss as module
-from lorakeet.loss import cross_entropy_reference, cross_entropy_sum
+from lorakeet.data.conversation import Example
+from lorakeet.data.pack import pack
+from lorakeet.loss import cross_entropy_reference, cross_entropy_sum, embedding_noise
 
 
 def tensors(dtype=torch.float32):
@@ -16,12 +18,13 @@ def tensors(dtype=torch.float32):
 
 @pytest.mark.parametrize("chunk", [1 << 24, 101 * 5], ids=["one chunk", "chunks of 5"])
 @pytest.mark.parametrize("head_trains", [False, True])
-def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains, smoothing):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
     hidden, head, targets = tensors()
     head.requires_grad_(head_trains)
     wanted = [hidden, head] if head_trains else [hidden]
-    ours, truth = cross_entropy_sum(hidden, head, targets), cross_entropy_reference(hidden, head, targets)
+    ours, truth = (f(hidden, head, targets, smoothing) for f in (cross_entropy_sum, cross_entropy_reference))
     assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
     for mine, theirs in zip(
         torch.autograd.grad(ours / 37, wanted), torch.autograd.grad(truth / 37, wanted), strict=True
@@ -29,12 +32,26 @@ def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains)
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_without_gradient_the_loss_is_the_same():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_without_gradient_the_loss_is_the_same(smoothing):
     hidden, head, targets = tensors()
     with torch.no_grad():
-        assert cross_entropy_sum(hidden, head, targets).item() == pytest.approx(
-            cross_entropy_reference(hidden, head, targets).item(), rel=1e-6
+        assert cross_entropy_sum(hidden, head, targets, smoothing).item() == pytest.approx(
+            cross_entropy_reference(hidden, head, targets, smoothing).item(), rel=1e-6
         )
+
+
+def test_the_noise_of_a_document_goes_by_its_own_length_and_by_nothing_else():
+    torch.manual_seed(0)
+    lengths, width, alpha = (4, 100, 25), 64, 5.0
+    batch = pack([Example(list(range(n)), ((1, n),), "") for n in lengths])
+    noise = embedding_noise(batch, width, alpha)
+    assert noise.shape == (sum(lengths), width)
+    for document, length in zip(noise.split(lengths), lengths, strict=True):
+        size = alpha / (length * width) ** 0.5
+        assert 0.97 * size < document.abs().max() <= size
+        assert document.abs().mean().item() == pytest.approx(size / 2, rel=0.1)  # uniform
+        assert abs(document.mean().item()) < 0.1 * size
 
 
 def test_bfloat16_error_is_no_larger_than_the_references():

@@ -24,51 +24,87 @@ CHUNK_ELEMENTS = 1 << 24
 """Logits held at once: 64 MB in fp32."""
 
 
-def pack_for(model: Phi3ForCausalLM, examples: Sequence[Example]) -> PackedBatch:
+def pack_for(model: Phi3ForCausalLM, examples: Sequence[Example], *, is_noisy: bool = False) -> PackedBatch:
     """Pack examples for a model, on its device, sharing what they begin with where that is exact and saves time.
 
-    Not shared: on CUDA, whose kernels take whole documents; under dropout, where every copy would draw its own mask;
-    and past the switch of LongRoPE, where equal tokens of a short and a long document are turned differently.
+    Not shared: on CUDA, whose kernels take whole documents; under dropout and noise on the embeddings (`is_noisy`),
+    which every copy would draw for itself; and past the switch of LongRoPE, where equal tokens of a short and a long
+    document are turned differently.
     """
     device, config = model.lm_head.weight.device, model.config
     has_dropout = model.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
     longest = max(len(example.input_ids) for example in examples)
     is_switched = config.rope_scaling is not None and longest > config.original_max_position_embeddings
-    share = device.type == "cpu" and not has_dropout and not is_switched
+    share = device.type == "cpu" and not has_dropout and not is_noisy and not is_switched
     return pack(examples, share_prefixes=share).to(device)
 
 
-def packed_loss(model: Phi3ForCausalLM, batch: PackedBatch) -> torch.Tensor:
-    """Sum the losses of a packed batch's supervised tokens, as an fp32 scalar that gradients flow back from."""
+def packed_loss(
+    model: Phi3ForCausalLM, batch: PackedBatch, *, label_smoothing: float = 0.0, noise_alpha: float = 0.0
+) -> torch.Tensor:
+    """Sum the losses of a packed batch's supervised tokens, as an fp32 scalar that gradients flow back from.
+
+    Args:
+        label_smoothing: the part of each target that is spread evenly over the vocabulary.
+        noise_alpha: size of the noise on the embeddings; see `embedding_noise`.
+    """
     hidden_SD = model(
-        batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, rows_S=batch.supervised_S, parents=batch.parents
-    )
-    return cross_entropy_sum(hidden_SD, model.lm_head.weight, batch.targets_S)
+        batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, rows_S=batch.supervised_S, parents=batch.parents,
+        noise_TD=embedding_noise(batch, model.config.hidden_size, noise_alpha) if noise_alpha else None,
+    )  # fmt: skip
+    return cross_entropy_sum(hidden_SD, model.lm_head.weight, batch.targets_S, label_smoothing)
 
 
-def cross_entropy_sum(hidden_SD: torch.Tensor, head_VD: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+def embedding_noise(batch: PackedBatch, hidden_size: int, alpha: float) -> torch.Tensor:
+    """Draw uniform noise within ±alpha / sqrt(L D), L each document's own length: (T, D), fp32.
+
+    Source: NEFTune, Jain et al. 2023, arXiv:2310.05914.
+    """
+    lengths_D = batch.cu_seqlens.diff()
+    sizes_D = alpha / (lengths_D * hidden_size).sqrt()
+    sizes_T = torch.repeat_interleave(sizes_D, lengths_D, output_size=len(batch.input_ids_T))
+    return (2 * torch.rand(len(sizes_T), hidden_size, device=sizes_T.device) - 1) * sizes_T[:, None]
+
+
+def cross_entropy_sum(
+    hidden_SD: torch.Tensor, head_VD: torch.Tensor, targets_S: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Sum the losses of all rows, as an fp32 scalar that gradients flow back from."""
-    return _HeadLoss.apply(hidden_SD, head_VD, targets_S)
+    return _HeadLoss.apply(hidden_SD, head_VD, targets_S, label_smoothing)
 
 
-def cross_entropy_reference(hidden_SD: torch.Tensor, head_VD: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+def cross_entropy_reference(
+    hidden_SD: torch.Tensor, head_VD: torch.Tensor, targets_S: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Compute the same by PyTorch's own functions, keeping all logits: the slow truth for tests."""
-    return F.cross_entropy(F.linear(hidden_SD, head_VD).float(), targets_S, reduction="sum")
+    logits = F.linear(hidden_SD, head_VD).float()
+    return F.cross_entropy(logits, targets_S, reduction="sum", label_smoothing=label_smoothing)
 
 
 @compiled
-def _chunk_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _chunk_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
     logits = logits.float()
-    return (torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]).sum()
+    return (torch.logsumexp(logits, -1) - _target_logits(logits, targets, smoothing)).sum()
 
 
 @compiled
-def _chunk_loss_and_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunk_loss_and_grad(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     dtype, logits = logits.dtype, logits.float()
     log_normaliser = torch.logsumexp(logits, -1, keepdim=True)
-    loss = (log_normaliser[:, 0] - logits.gather(1, targets[:, None])[:, 0]).sum()
+    loss = (log_normaliser[:, 0] - _target_logits(logits, targets, smoothing)).sum()
     is_target = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
-    return loss, (torch.exp(logits - log_normaliser) - is_target.float()).to(dtype)
+    wanted = is_target.float()
+    if smoothing:
+        wanted = wanted * (1 - smoothing) + smoothing / logits.shape[1]
+    return loss, (torch.exp(logits - log_normaliser) - wanted).to(dtype)
+
+
+def _target_logits(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Give each row's logit of its target, or the mean of all under a smoothed one."""
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    return (1 - smoothing) * chosen + smoothing * logits.mean(-1) if smoothing else chosen
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -78,8 +114,9 @@ class _HeadLoss(torch.autograd.Function):
         hidden_SD: torch.Tensor,
         head_VD: torch.Tensor,
         targets_S: torch.Tensor,
+        label_smoothing: float,
     ) -> torch.Tensor:
-        wants_hidden, wants_head, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        wants_hidden, wants_head, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
         total = hidden_SD.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_SD) if wants_hidden else None
         grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
@@ -89,9 +126,9 @@ class _HeadLoss(torch.autograd.Function):
             hidden, targets = hidden_SD[chunk], targets_S[chunk]
             logits = F.linear(hidden, head_VD)
             if grad_hidden is None and grad_head is None:
-                total += _chunk_loss(logits, targets)
+                total += _chunk_loss(logits, targets, label_smoothing)
                 continue
-            loss, grad_logits = _chunk_loss_and_grad(logits, targets)
+            loss, grad_logits = _chunk_loss_and_grad(logits, targets, label_smoothing)
             total += loss
             if grad_hidden is not None:
                 torch.mm(grad_logits, head_VD, out=grad_hidden[chunk])
@@ -108,5 +145,6 @@ class _HeadLoss(torch.autograd.Function):
         return (
             None if grad_hidden is None else (grad_hidden.float() * scale).to(grad_hidden.dtype),
             None if grad_head is None else (grad_head * scale).to(ctx.head_dtype),  # type: ignore[attr-defined]
+            None,
             None,
         )

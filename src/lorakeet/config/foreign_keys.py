@@ -146,8 +146,6 @@ _LEARNING = (
               harmless=NOTHING)
     | refused("Say optim: adafactor", "adafactor")
     | refused("Leave it out", "lr_scheduler_kwargs", harmless=NOTHING)
-    | refused("Leave it out", "label_smoothing_factor", harmless=(0.0, 0, None))
-    | refused("Leave it out", "neftune_noise_alpha", harmless=(None,))
     | refused("Leave it out; seed orders the rows too", "data_seed", harmless=(None,))
     | noted("one seed decides every random number; on a CPU two runs are equal to the bit", "full_determinism")
     | refused("The last batch of an epoch is learned too; leave it out", "dataloader_drop_last")

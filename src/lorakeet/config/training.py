@@ -70,6 +70,10 @@ class TrainingConfig(StrictModel):
     """LoRA+: learning rate of adapters on embeddings."""
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Largest norm of a step's gradient; 0 leaves it alone."""
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    """Part of each target that is spread evenly over the vocabulary while training; evaluation never smooths."""
+    neftune_noise_alpha: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """NEFTune: noise on the embeddings while training, uniform within ±alpha / sqrt(tokens of the document × width)."""
     max_length: int | None = Field(None, ge=8)
     """Longest conversation in tokens; the model's own limit where none is given."""
     packing: bool = False

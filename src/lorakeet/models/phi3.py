@@ -156,6 +156,7 @@ class Phi3ForCausalLM(nn.Module):
         rows_S: torch.Tensor | None = None,
         parents: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        noise_TD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute normed hidden states, (T, D) or, with `rows_S`, (S, D).
 
@@ -164,8 +165,11 @@ class Phi3ForCausalLM(nn.Module):
             cu_seqlens: document boundaries, (num_documents + 1,), from 0 to T.
             rows_S: indices of the tokens whose hidden state is wanted.
             parents: which segments continue which, where documents share their beginnings; see `attention`.
+            noise_TD: what to add to the embeddings.
         """
         x_TD = self.model.embed_tokens(input_ids_T)
+        if noise_TD is not None:
+            x_TD = x_TD + noise_TD.to(x_TD.dtype)
         cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
         num_kept = num_probabilities(cu_seqlens, parents) if torch.is_grad_enabled() else 0
         last = len(self.model.layers) - 1

@@ -59,10 +59,17 @@ def num_steps(config: TrainingConfig, num_rows: int) -> tuple[int, int]:
 
 
 def train_step(
-    model: Phi3ForCausalLM, batches: Sequence[PackedBatch], optimizer: torch.optim.Optimizer, max_grad_norm: float
+    model: Phi3ForCausalLM,
+    batches: Sequence[PackedBatch],
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+    *,
+    label_smoothing: float = 0.0,
+    noise_alpha: float = 0.0,
 ) -> StepOutcome:
     """Take one optimizer step over all `batches`, weighing every supervised token the same.
 
+    `label_smoothing` and `noise_alpha` are those of `packed_loss`.
     Raises: TrainingError where loss or gradient is not finite; the parameters are then as they were.
     """
     supervised = sum(batch.num_supervised_tokens for batch in batches)
@@ -70,7 +77,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros(())
     for batch in batches:
-        share = packed_loss(model, batch) / supervised
+        loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
+        share = loss_sum / supervised
         share.backward()
         loss = loss + share.detach().cpu()
     grad_norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
@@ -189,9 +197,17 @@ class Trainer:
 
     def _guarded_step(self, micro_batches: list[list[Example]]) -> StepOutcome:
         """Take a step; the first one proves that a gradient reaches every adapter."""
-        batches = [pack_for(self.model, examples) for examples in micro_batches]
+        config, noise_alpha = self.config, self.config.neftune_noise_alpha or 0.0
+        batches = [pack_for(self.model, examples, is_noisy=noise_alpha > 0) for examples in micro_batches]
         try:
-            outcome = train_step(self.model, batches, self.optimizer, self.config.max_grad_norm)
+            outcome = train_step(
+                self.model,
+                batches,
+                self.optimizer,
+                config.max_grad_norm,
+                label_smoothing=config.label_smoothing_factor,
+                noise_alpha=noise_alpha,
+            )
         except TrainingError as error:
             places = ", ".join(example.place for examples in micro_batches for example in examples)
             raise TrainingError(
