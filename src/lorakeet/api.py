@@ -34,7 +34,9 @@ from lorakeet.export.merge import Merged, merge
 from lorakeet.infer.chat import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import load_adapter, save_adapter
+from lorakeet.lora.fused import in_fused_names
 from lorakeet.lora.inject import inject
+from lorakeet.lora.targets import find_targets
 from lorakeet.models import registry, weights
 from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
@@ -239,6 +241,7 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
     settings = config.training_config
     loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
     model = loaded.model
+    config = _in_names_of(model, config)
     longest = model.config.max_position_embeddings
     with encoding_progress() as on_progress:
         data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
@@ -283,6 +286,15 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
             extra={"base_hash": base_hash},
         )
     copy_tokenizer(loaded.directory, run.adapter_directory)
+
+
+def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
+    """Put the model's own layer names into the configuration, and refuse those it does not have, before any row."""
+    peft_config, notes = in_fused_names(config.peft_config, model, model.packed_modules_mapping)
+    for note in notes:
+        logger.info("Note: %s.", note)
+    find_targets(model, peft_config)
+    return config.model_copy(update={"peft_config": peft_config})
 
 
 def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> None:

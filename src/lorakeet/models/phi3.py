@@ -9,7 +9,7 @@ Source: Abdin et al. 2024, arXiv:2404.14219; reference implementation: transform
 T tokens, D hidden width, F MLP width, H query heads, K key-value heads, E head width, R rotating pairs, S rows kept.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +139,10 @@ class Phi3Model(nn.Module):
 
 class Phi3ForCausalLM(nn.Module):
     """A Phi-3 language model: mini, 3.5-mini, medium, Phi-4-mini, phi-4, and any other configuration of them."""
+
+    packed_modules_mapping: ClassVar = {"qkv_proj": ["q_proj", "k_proj", "v_proj"],
+                                        "gate_up_proj": ["gate_proj", "up_proj"]}  # fmt: skip
+    """The fused layers and the names their parts have in other decoders, under vLLM's name for it."""
 
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()

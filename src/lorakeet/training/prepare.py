@@ -15,6 +15,7 @@ from lorakeet.data.split import hold_out, refuse_overlap
 from lorakeet.data.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.embedded.toolcalls import held_out_conversations, training_conversations
+from lorakeet.errors import ConfigError
 from lorakeet.models.cache import cache_dir
 
 MOST_HELD_OUT = 200
@@ -43,9 +44,15 @@ def prepare_data(
     Args:
         longest: the model's own limit in tokens.
         on_progress: told (rows done, rows in all).
+    Raises: ConfigError E-CFG-44 for a max_length beyond the model's limit, DataError for a bad row.
     """
+    max_length = config.training_config.max_length or longest
+    if max_length > longest:
+        raise ConfigError(
+            "E-CFG-44", f"is {max_length}; the model's limit is {longest} tokens",
+            place="training_config.max_length", fix=f"Use {longest} at most, or leave it out",
+        )  # fmt: skip
     rows, held_out = read_rows(config)
-    max_length = min(config.training_config.max_length or longest, longest)
 
     def encode(part: list[Conversation]) -> EncodedRows:
         data, cache = config.data, cache_dir() / "rows"
