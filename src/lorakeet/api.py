@@ -9,6 +9,8 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import platform
 import shutil
 import sys
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from lorakeet import __version__
 from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.pack import packing_stats
 from lorakeet.data.template import Template, template_for
@@ -44,6 +47,7 @@ from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.training.runlog import run_log
 from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
 
@@ -223,20 +227,20 @@ def train(
         sections = {"data": {**({"train": sources} if sources else {}), **(data_config or {})}}
         sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
-    for note in config.notes:
-        logger.info("Note: %s.", note)
     directory = _run_directory(config)
     run = Run(directory)
     config = _with_output_dir(config, directory)
     is_new = _check_run_directory(directory, resume=resume, restart=restart)
-    with checkpoint.lock(directory):
+    with checkpoint.lock(directory), run_log() as begin_log:
+        for note in config.notes:
+            logger.info("Note: %s.", note)
         if restart:
             _clear(directory)
-        _train_in(run, config, resume=resume and not is_new)
+        _train_in(run, config, resume=resume and not is_new, begin_log=begin_log)
     return run
 
 
-def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
+def _train_in(run: Run, config: RunConfig, *, resume: bool, begin_log: Callable[[Path], None]) -> None:
     """Do the work of `train` in a run directory that is ours alone."""
     settings = config.training_config
     loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
@@ -247,6 +251,8 @@ def _train_in(run: Run, config: RunConfig, *, resume: bool) -> None:
         data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
     if not resume:
         _write_config(run.directory, config, data)
+    begin_log(run.directory / "train.log")
+    _log_setting(config, model)
     base_hash = weights.fingerprint(loaded.directory)
     torch.manual_seed(settings.seed)
     inject(model, config.peft_config)
@@ -318,7 +324,7 @@ def _run_directory(config: RunConfig) -> Path:
 
 def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> bool:
     """Return whether a run begins here, or raise ConfigError where something of the user's would be in its way."""
-    if not directory.exists() or all(path.name.startswith(".lock") for path in directory.iterdir()):
+    if not directory.is_dir() or all(path.name.startswith(".lock") for path in directory.iterdir()):
         return True
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
@@ -336,7 +342,7 @@ def _clear(directory: Path) -> None:
     """Delete what a run wrote, and nothing else."""
     for name in ("checkpoints", "adapter"):
         shutil.rmtree(directory / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "report.html"):
+    for name in ("metrics.jsonl", "train.log", "report.html"):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -361,6 +367,20 @@ def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str
             if key not in _FREE_KEYS:
                 identity[f"{section}.{key}"] = json.dumps(value, sort_keys=True)
     return identity
+
+
+def _log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
+    """Log what the seed's script logs: both dictionaries, and a summary of device, processes and precision."""
+    logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
+    logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
+    logger.debug("training_config: %s", config.training_config.model_dump(mode="json"))
+    logger.debug("peft_config: %s", config.peft_config.model_dump(mode="json"))
+    weight = model.lm_head.weight
+    logger.debug(
+        "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
+        os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), weight.device, torch.cuda.device_count(),
+        torch.get_num_threads(), weight.dtype.itemsize == 2,
+    )  # fmt: skip
 
 
 def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:

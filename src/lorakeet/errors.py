@@ -14,6 +14,21 @@ The tree is small, and every leaf is a ValueError so that library users can catc
 The number in a code never changes its meaning. The command line prints `str(error)` and exits with 2.
 """
 
+import os
+import re
+
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+_SHORTEST_SECRET = 8
+
+
+def redact(text: str) -> str:
+    """Take secrets out of a text that is shown or kept: values of the environment, hub tokens, passwords in URLs."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, f"[{name}]")
+    return _SECRET_TEXT.sub("[secret]", text)
+
 
 class LorakeetError(ValueError):
     """Say in one line what is wrong, where, and what to do about it."""
@@ -26,7 +41,7 @@ class LorakeetError(ValueError):
         head = " ".join(part for part in (self.code, self.place, self.message) if part)
         text = f"{head}. {self.fix}." if self.fix else f"{head}."
         # Names and values quoted from files may hold line breaks; an error is always one line.
-        return " ".join(text.split())
+        return redact(" ".join(text.split()))
 
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), self.code, self.message, self.place, self.fix)

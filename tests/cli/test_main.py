@@ -90,7 +90,7 @@ def test_a_run_ends_with_json_on_stdout_alone(tmp_path, tiny_model_directory, ca
     assert summary["run_dir"] == str(run)
     assert summary["steps"] == 3
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == [
-        "adapter", "checkpoints", "config.yaml", "metrics.jsonl",
+        "adapter", "checkpoints", "config.yaml", "metrics.jsonl", "train.log",
     ]  # fmt: skip
     # A second run never overwrites the first one.
     assert main.run([*arguments, "--batch-size", "4", "--r", "2"]) == 2

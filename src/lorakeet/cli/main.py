@@ -10,7 +10,8 @@ import traceback
 import typer
 
 from lorakeet.cli import chat, check, demo, evaluate, merge, train
-from lorakeet.errors import LorakeetError
+from lorakeet.errors import LorakeetError, redact
+from lorakeet.training.runlog import LogFormatter
 
 # The common base of what a wrong command line raises; typer names it publicly only through its heirs.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -34,7 +35,9 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")  # to stderr
+    handler = logging.StreamHandler()  # to stderr
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("lorakeet").setLevel(logging.INFO)
     try:
         result = app(arguments, standalone_mode=False)
@@ -54,6 +57,6 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print("This is a defect of lorakeet. Please report it with the lines above.", file=sys.stderr)
         return 1

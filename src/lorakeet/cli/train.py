@@ -1,6 +1,7 @@
 """`lorakeet train`: check, train, save."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest valid checkpoint.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin a run directory again from step 0.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run: its folder under runs/, where -o names none.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -34,6 +38,7 @@ def command(
     learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")] = None,
     truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that RUN/train.log gets.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Fine-tune MODEL on DATA with LoRA.
@@ -43,9 +48,12 @@ def command(
     from lorakeet import api
     from lorakeet.config import pairs, resolve_config
 
+    if verbose:
+        logging.getLogger("lorakeet").setLevel(logging.DEBUG)
     flags: dict[str, dict[str, Any]] = {
         "training_config": {
             "output_dir": str(output) if output else None,
+            "run_name": name,
             "num_train_epochs": epochs,
             "max_steps": max_steps,
             "learning_rate": lr,

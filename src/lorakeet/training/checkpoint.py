@@ -45,21 +45,31 @@ class TrainerState:
 
 @contextmanager
 def lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory alone; another process is told who has it. A new one that stays empty goes again."""
+    """Hold a run directory alone; another process is told who has it. A new one that stays empty goes again.
+
+    Raises: ConfigError E-CFG-46 where nothing can be written there, E-CFG-50 where another process has it.
+    """
     is_new = not run_directory.exists()
-    run_directory.mkdir(parents=True, exist_ok=True)
-    holder = run_directory / ".lock.pid"
+    holder, held = run_directory / ".lock.pid", FileLock(run_directory / ".lock", blocking=False)
     try:
-        with FileLock(run_directory / ".lock", blocking=False):
-            holder.write_text(str(os.getpid()))
-            yield
+        run_directory.mkdir(parents=True, exist_ok=True)
+        held.acquire()
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
         raise ConfigError(
             "E-CFG-50", f"locked by process {pid}", place=str(run_directory),
             fix="Wait for it, or choose another output directory",
         ) from None  # fmt: skip
+    except OSError as error:
+        raise ConfigError(
+            "E-CFG-46", f"cannot be written: {error.strerror}", place=str(run_directory),
+            fix="Choose another output directory, or mend its permission",
+        ) from None  # fmt: skip
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
     finally:
+        held.release()
         if is_new and all(path.name.startswith(".lock") for path in run_directory.iterdir()):
             shutil.rmtree(run_directory)
 
