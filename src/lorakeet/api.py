@@ -158,7 +158,7 @@ class Run:
         known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
         if dtype is not None and dtype not in known:
             raise ConfigError(
-                "E-CFG-105", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
+                "E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
             )
         base = registry.resolve(self.config.model)
         return merge(base, self.adapter_directory, Path(output), dtype=known[dtype] if dtype is not None else None)

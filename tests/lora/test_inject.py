@@ -195,15 +195,15 @@ def odd_model() -> nn.Module:
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        ({"target_modules": ["own"]}, "E-CFG-102", "extends Linear"),
-        ({"target_modules": ["box"]}, "E-CFG-102", "box is a Sequential"),
-        ({"target_modules": ["normed"]}, "E-CFG-102", "extends Linear"),
-        ({"target_modules": ["pruned"]}, "E-CFG-102", "computed from other parameters"),
-        ({"target_modules": ["attention"]}, "E-CFG-104", "attention.out_proj"),
-        ({"target_modules": ["packed"], "lora_dropout": 0.1}, "E-CFG-103", "dropout"),
-        ({"target_modules": ["out_proj"], "lora_dropout": 0.1}, "E-CFG-103", "dropout"),
-        ({"target_modules": ["grouped"], "r": 3}, "E-CFG-104", "2 groups"),
-        ({"target_modules": ["grouped"], "modules_to_save": ["lm_head"]}, "E-CFG-105", "tied to embed.weight"),
+        ({"target_modules": ["own"]}, "E-CFG-162", "extends Linear"),
+        ({"target_modules": ["box"]}, "E-CFG-162", "box is a Sequential"),
+        ({"target_modules": ["normed"]}, "E-CFG-162", "extends Linear"),
+        ({"target_modules": ["pruned"]}, "E-CFG-162", "computed from other parameters"),
+        ({"target_modules": ["attention"]}, "E-CFG-164", "attention.out_proj"),
+        ({"target_modules": ["packed"], "lora_dropout": 0.1}, "E-CFG-163", "dropout"),
+        ({"target_modules": ["out_proj"], "lora_dropout": 0.1}, "E-CFG-163", "dropout"),
+        ({"target_modules": ["grouped"], "r": 3}, "E-CFG-164", "2 groups"),
+        ({"target_modules": ["grouped"], "modules_to_save": ["lm_head"]}, "E-CFG-165", "tied to embed.weight"),
         ({"target_modules": ["grouped"], "modules_to_save": ["haed"]}, "E-CFG-42", '"haed" matches 0'),
         ({"target_modules": ["grouped"], "exclude_modules": ["grouped"]}, "E-CFG-42", "matches 0"),
     ],
@@ -220,7 +220,7 @@ def test_refusals_leave_the_model_as_it_was(options: dict[str, Any], code: str, 
 
 def test_injecting_twice_is_refused(toy: Build) -> None:
     model = lora.inject(toy(), config())
-    with pytest.raises(ConfigError, match="E-CFG-101"):
+    with pytest.raises(ConfigError, match="E-CFG-161"):
         lora.inject(model, config())
 
 

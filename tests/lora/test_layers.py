@@ -174,8 +174,8 @@ def test_transposed_weight_is_drawn_again_with_the_right_fan_in() -> None:
         (lambda: lora.MergedLinear(4, 7, r=2, enable_lora=[True, False]), "E-CFG-112"),
         (lambda: lora.MergedLinear(4, 6, r=2, enable_lora=[True, True], slice_sizes=[4, 1]), "E-CFG-112"),
         (lambda: lora.MergedLinear(4, 6, r=2, enable_lora=[]), "E-CFG-112"),
-        (lambda: lora.mark_only_lora_as_trainable(lora.Linear(4, 4, r=1), bias="some"), "E-CFG-37"),
-        (lambda: lora.lora_state_dict(lora.Linear(4, 4, r=1), bias="some"), "E-CFG-37"),
+        (lambda: lora.mark_only_lora_as_trainable(lora.Linear(4, 4, r=1), bias="some"), "E-CFG-107"),
+        (lambda: lora.lora_state_dict(lora.Linear(4, 4, r=1), bias="some"), "E-CFG-107"),
     ],
 )
 def test_rejects_arguments_that_cannot_be_meant(build: Callable[[], Any], code: str) -> None:

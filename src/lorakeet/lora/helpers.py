@@ -21,7 +21,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     """Freeze everything but the LoRA parameters and, with `bias`, biases: "none", "all" or those of "lora_only" layers.
 
     Raises:
-        ConfigError: E-CFG-37 for another value of `bias`.
+        ConfigError: E-CFG-107 for another value of `bias`.
     """
     _check_mode(bias)
     lora = set(_lora_keys(model, [name for name, _ in model.named_parameters()]))
@@ -38,7 +38,7 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Any]:
     """Return the LoRA part of `model.state_dict()`, under the same keys, with the biases that `bias` names.
 
     Raises:
-        ConfigError: E-CFG-37 for another value of `bias`.
+        ConfigError: E-CFG-107 for another value of `bias`.
     """
     _check_mode(bias)
     state = model.state_dict()
@@ -79,4 +79,4 @@ def _join(path: str, name: str) -> str:
 
 def _check_mode(bias: str) -> None:
     if bias not in _MODES:
-        raise ConfigError("E-CFG-37", f"bias is {bias!r}", place="bias", fix=f"Use one of {', '.join(_MODES)}")
+        raise ConfigError("E-CFG-107", f"bias is {bias!r}", place="bias", fix=f"Use one of {', '.join(_MODES)}")

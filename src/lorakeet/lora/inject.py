@@ -41,12 +41,12 @@ def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
     start as an update of zero, so the outputs stay as they were. Merging is explicit: eval() does not merge.
 
     Raises:
-        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-101 where there is LoRA already, E-CFG-102 to 104 for
+        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-161 where there is LoRA already, E-CFG-162 to 164 for
             a layer that cannot have it. The model is then as it was.
     """
     if any(True for _ in lora_layers(model)):
         raise ConfigError(
-            "E-CFG-101", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first"
+            "E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first"
         )
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
@@ -181,7 +181,7 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
         base = next((known.__name__ for known in BUILDERS if isinstance(module, known)), None)
         why = f"it extends {base}, and its own behaviour would be lost" if base else "it has no weight of a known kind"
         raise ConfigError(
-            "E-CFG-102",
+            "E-CFG-162",
             f"{target.path} is a {kind}; LoRA cannot go onto it, since {why}",
             place="target_modules",
             fix="Leave it out with exclude_modules, or name the layers inside it",
@@ -190,14 +190,14 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
     if not isinstance(module, nn.MultiheadAttention) and (weight is None or not weight.is_floating_point()):
         found = "is computed from other parameters" if weight is None else f"is of type {weight.dtype}"
         raise ConfigError(
-            "E-CFG-102",
+            "E-CFG-162",
             f"{target.path} is a {kind} whose weight {found}, so LoRA cannot go onto it",
             place="target_modules",
             fix="Remove its weight norm, pruning or quantisation first, or leave it out with exclude_modules",
         )
     if config.lora_dropout > 0 and isinstance(module, nn.MultiheadAttention):
         raise ConfigError(
-            "E-CFG-103",
+            "E-CFG-163",
             f"{target.path} is a {kind}, whose projections take no dropout of their own",
             place="lora_dropout",
             fix="Set lora_dropout to 0",
@@ -233,7 +233,7 @@ def _linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableL
 def _read_linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
     """Refuse dropout on an output projection of attention, whose forward nobody calls."""
     raise ConfigError(
-        "E-CFG-103",
+        "E-CFG-163",
         f"{target.path} is read by the layer around it, so its input takes no dropout",
         place="lora_dropout",
         fix="Set lora_dropout to 0",
@@ -263,7 +263,7 @@ def _conv(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLay
     groups = getattr(module, "groups", 1)
     if target.r % groups:
         raise ConfigError(
-            "E-CFG-104",
+            "E-CFG-164",
             f"r is {target.r}, but {target.path} has {groups} groups, which must divide it",
             place="r",
             fix=f"Use a multiple of {groups}, or rank_pattern for this layer",
@@ -276,7 +276,7 @@ def _attention(module: nn.Module, target: Target, config: LoraConfig) -> Mergeab
     assert isinstance(module, nn.MultiheadAttention)
     if not module._qkv_same_embed_dim:
         raise ConfigError(
-            "E-CFG-104",
+            "E-CFG-164",
             f"{target.path} has keys or values of another width (kdim, vdim), so it has no packed projection",
             place="target_modules",
             fix=f"Name {target.path}.out_proj to adapt its output projection alone",

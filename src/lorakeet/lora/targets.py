@@ -71,7 +71,7 @@ def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Mod
     """Return the modules that modules_to_save names, by their paths.
 
     Raises:
-        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-105 where a weight is tied to another module.
+        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-165 where a weight is tied to another module.
     """
     names = config.modules_to_save or []
     modules = dict(model.named_modules())
@@ -88,7 +88,7 @@ def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Mod
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) in own and not name.startswith(f"{path}."):
                 raise ConfigError(
-                    "E-CFG-105",
+                    "E-CFG-165",
                     f"{path} is tied to {name}, so training it in full would change both or part them",
                     place="modules_to_save",
                     fix="Leave it out, or untie the weights first",
