@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorakeet.models.config import Phi3Config
-from lorakeet.ops.attention import NO_WINDOW, attention, num_probabilities
+from lorakeet.ops.attention import NO_WINDOW, attention
 from lorakeet.ops.compiling import can_compile
 from lorakeet.ops.rope import rope_tables, rotate
 
@@ -72,7 +72,6 @@ class Phi3Attention(nn.Module):
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
         parents: torch.Tensor | None,
-        num_kept: int,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Mix the tokens of each document; returns (T, H * E), which `o_proj` is still to be applied to."""
@@ -82,7 +81,7 @@ class Phi3Attention(nn.Module):
         v_TKE = qkv[:, H + K :]
         if cache is not None:
             return cache.attend(q_THE, k_TKE, v_TKE, cu_seqlens, self.window)
-        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, parents, num_kept)
+        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, parents)
 
 
 class Phi3MLP(nn.Module):
@@ -115,12 +114,11 @@ class Phi3DecoderLayer(nn.Module):
         sin_TR: torch.Tensor,
         cu_seqlens: torch.Tensor,
         parents: torch.Tensor | None = None,
-        num_kept: int = 0,
         rows_S: torch.Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Apply the layer; with `rows_S`, go on after attention with those rows alone and return only them."""
-        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, parents, num_kept, cache)
+        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, parents, cache)
         if rows_S is not None:
             x_TD, mixed = x_TD.index_select(0, rows_S), mixed.index_select(0, rows_S)
         x_TD = x_TD + self.self_attn.o_proj(mixed)
@@ -175,11 +173,10 @@ class Phi3ForCausalLM(nn.Module):
         if noise_TD is not None:
             x_TD = x_TD + noise_TD.to(x_TD.dtype)
         cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
-        num_kept = num_probabilities(cu_seqlens, parents) if torch.is_grad_enabled() else 0
         last = len(self.model.layers) - 1
         for i, layer in enumerate(self.model.layers):
             rows, layer_cache = rows_S if i == last else None, None if cache is None else cache.layer(i)
-            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, parents, num_kept, rows, layer_cache)
+            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, parents, rows, layer_cache)
         return self.model.norm(x_TD)
 
     def compile_layers(self) -> None:

@@ -15,8 +15,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.errors import MissingExtraError, ModelError
-from lorakeet.models.cache import cache_dir, remembered_hash
 
 ALIASES = {
     "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",

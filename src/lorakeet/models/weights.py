@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lorakeet.cache import remembered_hash, write_whole
 from lorakeet.errors import ModelError
-from lorakeet.models.cache import remembered_hash, write_whole
 from lorakeet.models.config import Phi3Config, read_json
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header

@@ -24,11 +24,16 @@ def can_compile() -> bool:
     """Tell whether torch.compile will work here; the reason is logged once where it will not."""
     if os.environ.get("LORAKEET_COMPILE") == "0":
         return False
-    compiler = os.environ.get("CXX", "")
-    if any(shutil.which(name) for name in (compiler, "g++", "clang++", "cl") if name):
+    if cxx() is not None:
         return True
     logger.warning("No C++ compiler found: training works, a little slower. Install g++ (or set CXX) for full speed.")
     return False
+
+
+def cxx() -> str | None:
+    """Find the C++ compiler, $CXX before all others."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

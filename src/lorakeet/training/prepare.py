@@ -7,6 +7,7 @@ the conversations that are kept apart for evaluation. Used by training and, for 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from lorakeet.cache import cache_dir
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Example, with_system_prompt
 from lorakeet.data.dataset import EncodedRows, encode_rows
@@ -16,7 +17,6 @@ from lorakeet.data.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.embedded.toolcalls import held_out_conversations, training_conversations
 from lorakeet.errors import ConfigError
-from lorakeet.models.cache import cache_dir
 
 MOST_HELD_OUT = 200
 """Rows held out where the user names none; more cost time at every evaluation and tell little more."""
