@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import platform
-import shutil
-import sys
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
 from lorakeet.export.merge import Merged, merge
+from lorakeet.files import durable
 from lorakeet.infer.chat import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import load_adapter, save_adapter
@@ -45,8 +45,10 @@ from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.training import checkpoint
+from lorakeet.training.coverage import check_coverage
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.training.rng import seed_all
 from lorakeet.training.runlog import run_log
 from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
@@ -219,7 +221,7 @@ def train(
         data_config: keys of DataConfig.
         config: a whole configuration, in place of all the above.
         resume: go on from the newest valid checkpoint in output_dir; begin where there is none.
-        restart: begin again in an output_dir that holds a run, which is deleted.
+        restart: begin again in an output_dir that holds a run, whose files are moved into its folder old-1.
     Raises: LorakeetError where the user can mend something.
     """
     if config is None:
@@ -229,69 +231,93 @@ def train(
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
     directory = _run_directory(config)
     run = Run(directory)
-    config = _with_output_dir(config, directory)
+    config = _with_settings(config, output_dir=str(directory))
     is_new = _check_run_directory(directory, resume=resume, restart=restart)
-    with checkpoint.lock(directory), run_log() as begin_log:
+    with StopRequest() as stop, checkpoint.lock(directory), run_log() as begin_log:
         for note in config.notes:
             logger.info("Note: %s.", note)
-        if restart:
-            _clear(directory)
-        _train_in(run, config, resume=resume and not is_new, begin_log=begin_log)
+        _train_in(run, config, stop, resume=resume and not is_new, begin_log=begin_log)
     return run
 
 
-def _train_in(run: Run, config: RunConfig, *, resume: bool, begin_log: Callable[[Path], None]) -> None:
+def _train_in(
+    run: Run, config: RunConfig, stop: StopRequest, *, resume: bool, begin_log: Callable[[Path], None]
+) -> None:
     """Do the work of `train` in a run directory that is ours alone."""
     settings = config.training_config
-    loaded = load_model(config.model, bf16=settings.bf16, template=config.data.template)
-    model = loaded.model
-    config = _in_names_of(model, config)
-    longest = model.config.max_position_embeddings
-    with encoding_progress() as on_progress:
-        data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
-    if not resume:
-        _write_config(run.directory, config, data)
-    begin_log(run.directory / "train.log")
-    _log_setting(config, model)
-    base_hash = weights.fingerprint(loaded.directory)
-    torch.manual_seed(settings.seed)
-    inject(model, config.peft_config)
-    keep_freed_memory()
-    model.compile_layers()
-    trainer = Trainer(model, settings, data.train.examples, data.held_out)
-    identity = _identity(config, data, base_hash)
-    if resume:
-        found = checkpoint.load_newest(run.directory, identity, note=logger.warning)
+    with stop.droppable():
+        bf16 = settings.bf16
+        if resume and bf16 is None:  # measured when the run began, and not to be measured otherwise now
+            dtype = checkpoint.recorded_identity(run.directory).get("dtype")
+            bf16 = None if dtype is None else dtype == "torch.bfloat16"
+        loaded = load_model(config.model, bf16=bf16, template=config.data.template)
+        model = loaded.model
+        config = _in_names_of(model, config)
+        longest = model.config.max_position_embeddings
+        with encoding_progress() as on_progress:
+            data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
+        base_hash = weights.fingerprint(loaded.directory)
+        seed_all(settings.seed)
+        inject(model, config.peft_config)
+        check_coverage(model, config.peft_config)
+        keep_freed_memory()
+        model.compile_layers()
+        trainer = Trainer(model, settings, data.train.examples, data.held_out, stop)
+        identity = _identity(config, data, base_hash, str(model.lm_head.weight.dtype))
+        found = checkpoint.load_newest(run.directory, identity, note=logger.warning) if resume else None
         if found is not None:
             trainer.load_state(found[1])
-            logger.info("Resuming from %s.", found[0])
+    durable.require_space(run.directory, trainer.checkpoint_bytes * checkpoint.num_to_come(run.directory))
+    if not resume:
+        with durable.writing(run.directory):
+            _move_aside(run.directory)
+            _write_config(run.directory, config, data)
+    with durable.writing(run.directory):
+        begin_log(run.directory / "train.log")
+    _log_setting(config, model)
+    if found is not None:
+        logger.info("Resuming from %s.", found[0])
     logger.info(_describe(config, trainer, data))
+    _run_trainer(run, trainer, identity)
+    with durable.writing(run.adapter_directory), durable.new_directory(run.adapter_directory, replace=True) as draft:
+        with trainer.inference_weights():
+            save_adapter(
+                model,
+                draft,
+                config=config.peft_config,
+                base_model_name_or_path=registry.public_name(config.model, loaded.directory),
+                extra={"base_hash": base_hash},
+            )
+        copy_tokenizer(loaded.directory, draft)
 
-    stop = StopRequest()
+
+def _run_trainer(run: Run, trainer: Trainer, identity: dict[str, str]) -> None:
+    """Train to the end, saving on the way, and at once where somebody wants to stop."""
+    settings, stop = trainer.config, trainer.stop
+    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
+    saved_step = trainer.step
+
+    def save() -> None:
+        nonlocal saved_step
+        metrics.sync()  # a checkpoint of this step never comes before the rows about it
+        checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+        saved_step = trainer.step
 
     def after_step(step: int) -> None:
-        is_last = step == trainer.total_steps
-        if is_last or stop.requested or step % settings.save_steps == 0:
-            checkpoint.save_checkpoint(
-                run.directory, trainer.state(), identity, settings.save_total_limit or sys.maxsize
-            )
-        if stop.requested and not is_last:
-            logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", step, run.directory)
-            raise KeyboardInterrupt
+        if step == trainer.total_steps or step % settings.save_steps == 0:
+            save()
 
-    console = ConsoleReporter(trainer.total_steps, trainer.step)
-    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
-    with stop, Reporters(metrics, console) as reporters:
-        trainer.run(reporters, after_step)
-    with trainer.inference_weights():
-        save_adapter(
-            model,
-            run.adapter_directory,
-            config=config.peft_config,
-            base_model_name_or_path=registry.public_name(config.model, loaded.directory),
-            extra={"base_hash": base_hash},
-        )
-    copy_tokenizer(loaded.directory, run.adapter_directory)
+    with Reporters(metrics, ConsoleReporter(trainer.total_steps, trainer.step)) as reporters:
+        try:
+            trainer.run(reporters, after_step)
+        except KeyboardInterrupt:
+            if stop.requested and not stop.at_once and trainer.step:
+                if saved_step != trainer.step:
+                    save()
+                logger.warning(
+                    "Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, run.directory
+                )
+            raise
 
 
 def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
@@ -307,7 +333,7 @@ def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> Non
     """Write the whole configuration, with the system prompt of the rows where they share one: a chat needs it too."""
     if config.data.system is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"system": data.system})})
-    (directory / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    durable.write_file(directory / "config.yaml", dump_yaml(config).encode())
 
 
 def _run_directory(config: RunConfig) -> Path:
@@ -324,7 +350,7 @@ def _run_directory(config: RunConfig) -> Path:
 
 def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> bool:
     """Return whether a run begins here, or raise ConfigError where something of the user's would be in its way."""
-    if not directory.is_dir() or all(path.name.startswith(".lock") for path in directory.iterdir()):
+    if not directory.is_dir() or all(_is_ours(path) for path in directory.iterdir()):
         return True
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
@@ -338,30 +364,46 @@ def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> boo
     return False
 
 
-def _clear(directory: Path) -> None:
-    """Delete what a run wrote, and nothing else."""
-    for name in ("checkpoints", "adapter"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "train.log", "report.html"):
-        (directory / name).unlink(missing_ok=True)
+def _is_ours(path: Path) -> bool:
+    """Tell whether a name is one that a run leaves where it was ended before it began: locks, drafts, earlier runs."""
+    return path.name.startswith(".lock") or durable.is_leftover(path) or re.fullmatch(r"old-\d+", path.name) is not None
 
 
-def _with_output_dir(config: RunConfig, directory: Path) -> RunConfig:
-    settings = config.training_config.model_copy(update={"output_dir": str(directory)})
-    return config.model_copy(update={"training_config": settings})
+# What a run writes, in the order in which it is moved aside: a crash in between leaves what --resume can go on from.
+_RUN_FILES = ("metrics.jsonl", "train.log", "report.html", "adapter", "config.yaml", "checkpoints")
+
+
+def _move_aside(directory: Path) -> None:
+    """Move what an earlier run wrote into a folder of its own; nothing is deleted."""
+    found = [directory / name for name in _RUN_FILES if (directory / name).exists()]
+    if not found:
+        return
+    aside = next(path for i in itertools.count(1) if not (path := directory / f"old-{i}").exists())
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    durable.sync_directory(aside)
+    durable.sync_directory(directory)
+    logger.info("The earlier run's files are now in %s.", aside)
+
+
+def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"training_config": config.training_config.model_copy(update=changes)})
 
 
 # What may change between the parts of a resumed run without changing what is learned.
 _FREE_KEYS = {"output_dir", "run_name", "logging_steps", "eval_strategy", "eval_steps", "save_steps",
-              "save_total_limit", "per_device_eval_batch_size"}  # fmt: skip
+              "save_total_limit", "per_device_eval_batch_size", "bf16"}  # fmt: skip
 
 
-def _identity(config: RunConfig, data: PreparedData, base_hash: str) -> dict[str, str]:
+def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> dict[str, str]:
     """Name everything that must stay the same for a resumed run to end as if it had never stopped."""
-    digest = hashlib.sha256()
-    for example in data.train.examples:
-        digest.update(repr((example.input_ids, example.spans)).encode())
-    identity = {"data": digest.hexdigest(), "base model": base_hash}
+    identity = {"base model": base_hash, "dtype": dtype}
+    for name, examples in (("data", data.train.examples), ("held-out data", data.held_out)):
+        digest = hashlib.sha256()
+        for example in examples:
+            digest.update(repr((example.input_ids, example.spans)).encode())
+        identity[name] = digest.hexdigest()
     for section in ("training_config", "peft_config"):
         for key, value in getattr(config, section).model_dump(mode="json").items():
             if key not in _FREE_KEYS:

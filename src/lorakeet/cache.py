@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from lorakeet.files.durable import write_file
 
 
 def cache_dir() -> Path:
@@ -37,20 +38,5 @@ def remembered_hash(kind: str, files: Sequence[Path], compute: Callable[[], str]
     # A cache that cannot be written costs time, never a result.
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps({"state": state, "hash": value}).encode())
+        write_file(memory, json.dumps({"state": state, "hash": value}).encode())
     return value
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees a part of it."""
-    # Not through tempfile, whose files other users cannot read.
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -33,6 +33,9 @@ def redact(text: str) -> str:
 class LorakeetError(ValueError):
     """Say in one line what is wrong, where, and what to do about it."""
 
+    family = ""
+    """What stands between E- and the number in the codes of this kind."""
+
     def __init__(self, code: str, message: str, *, place: str = "", fix: str = "") -> None:
         self.code, self.place, self.message, self.fix = code, place, message.rstrip(". "), fix.rstrip(". ")
         super().__init__(code, message)
@@ -55,29 +58,43 @@ def _rebuild(kind: type[LorakeetError], code: str, message: str, place: str, fix
 class ConfigError(LorakeetError):
     """A configuration key, flag or argument is wrong."""
 
+    family = "CFG"
+
 
 class DataError(LorakeetError):
     """A data file, row or field is wrong."""
+
+    family = "DATA"
 
 
 class ModelError(LorakeetError):
     """A model directory or one of its files is wrong."""
 
+    family = "MODEL"
+
 
 class AdapterError(LorakeetError):
     """An adapter directory or one of its files is wrong."""
+
+    family = "ADPT"
 
 
 class CheckpointError(LorakeetError):
     """A run directory or one of its checkpoints is wrong."""
 
+    family = "CKPT"
+
 
 class TrainingError(LorakeetError):
     """Training must not go on."""
 
+    family = "TRAIN"
+
 
 class MissingExtraError(LorakeetError):
     """An optional package is not installed."""
+
+    family = "EXTRA"
 
     @classmethod
     def of(cls, package: str, extra: str, needed_for: str) -> "MissingExtraError":

@@ -11,6 +11,10 @@ from tests.data.conftest import TEMPLATES, trained
 
 @pytest.fixture(scope="session")
 def tiny_model_directory(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def write_tiny_model(directory):
     tokenizer = trained("bpe")
     torch.manual_seed(0)
     config = transformers.Phi3Config(
@@ -18,7 +22,6 @@ def tiny_model_directory(tmp_path_factory):
         num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
     )  # fmt: skip
-    directory = tmp_path_factory.mktemp("tiny") / "model"
     transformers.Phi3ForCausalLM(config).save_pretrained(directory)
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))

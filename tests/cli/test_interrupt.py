@@ -36,7 +36,7 @@ def test_a_signal_saves_and_resuming_ends_bit_equal(number, tmp_path, tiny_model
     run = tmp_path / "stopped"
     monkeypatch.setattr(trainer, "train_step", interrupted_step)
     assert train(run) == 130
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]  # a step is whole or dropped
     assert not (run / "adapter").exists()
     assert train(run) == 2  # not without --resume
     assert "E-CFG-48" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The merged directory: transformers loads it with the logits of the live model, and nothing half-done is left."""
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -138,7 +139,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, base, adapter, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(merging, "copy_tokenizer", fail)
-    with pytest.raises(ConfigError, match=r"E-CFG-46 .*No space left"):
+    with pytest.raises(ConfigError, match=r"E-CFG-47 .*No space left"):
         merge(directory, saved, tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -146,7 +147,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, base, adapter, monkeypatch):
 def test_rejects_a_full_disk_before_writing(tmp_path, base, adapter, monkeypatch):
     directory = base()
     saved, _ = adapter(directory)
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(ConfigError, match=r"E-CFG-47 .*need [0-9,]+ bytes, have 10"):
         merge(directory, saved, tmp_path / "merged")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lorakeet as lora
 from lorakeet.errors import AdapterError
+from lorakeet.files import safetensors_file
 from lorakeet.lora import tensor_file
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.lora.inject import injection_of, lora_layers
@@ -117,15 +118,15 @@ def test_a_write_that_fails_leaves_the_old_adapter(saved: Path, toy: Build, monk
 def test_a_file_that_reads_back_otherwise_is_noticed(
     toy: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = tensor_file.replace_durably
+    write = safetensors_file.write_tensors
 
-    def corrupt(temporary: Path, path: Path) -> None:
-        data = bytearray(temporary.read_bytes())
+    def corrupt(path: Path, *given: Any) -> None:
+        write(path, *given)
+        data = bytearray(path.read_bytes())
         data[-2] ^= 1
-        temporary.write_bytes(data)
-        move(temporary, path)
+        path.write_bytes(data)
 
-    monkeypatch.setattr(tensor_file, "replace_durably", corrupt)
+    monkeypatch.setattr(safetensors_file, "write_tensors", corrupt)
     with pytest.raises(AdapterError, match="E-ADPT-110"):
         lora.save_adapter(lora.inject(toy(), lora.LoraConfig(r=2)), tmp_path)
 
@@ -268,7 +269,7 @@ def entry(start: int, stop: int) -> dict[str, Any]:
     ("data", "code"),
     [
         (b"", "E-ADPT-55"),
-        (b"\0\0\0", "E-ADPT-55"),
+        (b"\0\0\0", "E-ADPT-56"),
         (struct.pack("<Q", 2**63), "E-ADPT-58"),
         (struct.pack("<Q", 17 * 1024**2), "E-ADPT-58"),
         (struct.pack("<Q", 500) + b"{}", "E-ADPT-56"),

@@ -4,6 +4,7 @@
 """
 
 import logging
+import signal
 import sys
 import traceback
 
@@ -30,6 +31,9 @@ for module in (train, check, evaluate, chat, merge, demo):
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # SIGTERM ends a command as Ctrl-C does: what is half written goes, and the status is 130.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

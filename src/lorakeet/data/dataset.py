@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from lorakeet.data.prove import prove_many, prove_untruncated
 from lorakeet.data.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
+from lorakeet.files.durable import write_file
 
 if TYPE_CHECKING:
     import numpy
@@ -188,6 +190,7 @@ _job: _Job | None = None  # of this worker process
 def _start_process(job: _Job) -> None:
     global _job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends them
     _job = job
 
 
@@ -255,9 +258,7 @@ def _save(path: Path, encoded: EncodedRows) -> None:
         "kept": flat(encoded.kept),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(save(arrays, metadata={"sha256": _digest(arrays), "num_rows": str(encoded.num_rows)}))
-    os.replace(temporary, path)
+    write_file(path, save(arrays, metadata={"sha256": _digest(arrays), "num_rows": str(encoded.num_rows)}))
     newest_first = sorted(path.parent.glob("*.safetensors"), key=lambda old: old.stat().st_mtime, reverse=True)
     for old in newest_first[_MOST_CACHED:]:
         old.unlink(missing_ok=True)

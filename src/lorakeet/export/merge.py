@@ -7,7 +7,6 @@ at a time, so that the base model is in memory once and nothing else is. The dir
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.files.durable import new_directory, require_space, write_file, writing
 from lorakeet.lora.adapter import load_adapter
 from lorakeet.lora.inject import lora_layers
 from lorakeet.models import weights
@@ -57,21 +57,13 @@ def merge(
     load_adapter(model, adapter, base_hash=base_hash)
     _check_tied(model)
     dtype = dtype or model.model.norm.weight.dtype
-    _check_space(output, sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize)
-    draft = output.parent / f".{output.name}.{os.getpid()}.part"
-    try:
+    require_space(output.parent, sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize)
+    with writing(output), new_directory(output) as draft:
         weights.save_weights(
             merged_tensors(model, dtype), draft, model.config, dtype=dtype, max_shard_bytes=max_shard_bytes
         )
         copy_tokenizer(base, draft)
         _write_generation_config(base, draft, model.config)
-        if output.exists():
-            output.rmdir()
-        draft.rename(output)
-    except OSError as error:
-        raise ConfigError("E-CFG-46", f"cannot be written: {error}", place=str(output)) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Merged(
         directory=output,
         dtype=str(dtype).removeprefix("torch."),
@@ -125,14 +117,6 @@ def _check_output(output: Path) -> None:
         raise ConfigError("E-CFG-46", "no permission to write", place=str(output.parent), fix="Choose another place")
 
 
-def _check_space(output: Path, needed: int) -> None:
-    free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise ConfigError(
-            "E-CFG-47", f"need {needed:,} bytes, have {free:,}", place=str(output.parent), fix="Make room"
-        )
-
-
 def _write_generation_config(base: Path, directory: Path, config: Phi3Config) -> None:
     """Name every id that ends an answer, so that whoever loads the model stops where training stopped."""
     file = base / "generation_config.json"
@@ -143,4 +127,4 @@ def _write_generation_config(base: Path, directory: Path, config: Phi3Config) ->
             values.setdefault(key, own)
     values["eos_token_id"] = sorted(load_tokenizer(base).stop_ids)
     text = json.dumps({"_from_model_config": False, **values}, indent=2)
-    (directory / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+    write_file(directory / "generation_config.json", (text + "\n").encode())

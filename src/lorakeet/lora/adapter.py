@@ -55,6 +55,7 @@ def save_adapter(
         raise AdapterError("E-ADPT-106", "the model has no LoRA layer, so there is nothing to save", fix="Call inject")
     config = _describe(model, layers, config)
     tensors = {PREFIX + name: tensor for name, tensor in _adapter_tensors(model, config).items()}
+    _require_whole(model, layers, tensors)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, tensors, extra or {})
@@ -104,6 +105,15 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
 def adapter_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the `extra` that an adapter was saved with; {} for an adapter that PEFT wrote."""
     return read_tensors(_weights_path(Path(directory)))[1]
+
+
+def _require_whole(model: nn.Module, layers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to save an adapter in which a layer is missing or empty, as sharded models have left it elsewhere."""
+    for path in layers:
+        prefix = f"{PREFIX}{peft_path(model, path)}."
+        own = [tensor for name, tensor in tensors.items() if name.startswith(prefix)]
+        if len(own) < 2 or not all(tensor.numel() for tensor in own):
+            raise AdapterError("E-ADPT-106", f"{path} has nothing to save", fix="Gather the whole model first")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -6,7 +6,6 @@ computes and is not supported here stops the load by name.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.tensor_file import replace_durably
+from lorakeet.files.durable import write_file
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_BYTES = 4 * 1024 * 1024
@@ -82,13 +81,7 @@ def to_peft(config: LoraConfig, target_modules: list[str], base_model_name_or_pa
 
 def write_config(directory: Path, fields: Mapping[str, Any]) -> None:
     """Write adapter_config.json, whole or not at all."""
-    path = directory / CONFIG_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        replace_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(directory / CONFIG_FILE, (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_config(directory: Path) -> tuple[LoraConfig, bool]:

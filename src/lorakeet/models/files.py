@@ -1,7 +1,8 @@
 """The small files beside a model's weights that whoever uses the model needs too."""
 
-import shutil
 from pathlib import Path
+
+from lorakeet.files.durable import write_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,4 +18,4 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a model directory's tokenizer files into `target`."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            write_file(target / name, (source / name).read_bytes())

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lorakeet.cache import remembered_hash, write_whole
+from lorakeet.cache import remembered_hash
 from lorakeet.errors import ModelError
+from lorakeet.files.durable import write_file
+from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 from lorakeet.models.config import Phi3Config, read_json
 from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.models.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -30,6 +31,8 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _NUM_NAMED = 5
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS_TEXT = "float32, float16 or bfloat16"
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if index.exists():
         return _open_shards(directory, index)
     if single.exists():
-        return Checkpoint({single: read_header(single)})
+        return Checkpoint({single: _float_entries(single)})
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
     if pickles:
         raise ModelError(
@@ -168,6 +171,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     raise ModelError(
         "E-MODEL-108", f"no weights: expected {WEIGHTS} or {INDEX}", place=str(directory), fix="Name a model directory"
     )
+
+
+def _float_entries(file: Path) -> dict[str, TensorEntry]:
+    """Read where a file's tensors lie, none of which may hold anything but floating-point numbers."""
+    entries = read_header(file, ModelError).entries
+    for name, entry in entries.items():
+        if entry.dtype not in _FLOATS:
+            raise ModelError(
+                "E-MODEL-102", f"tensor {name} is of type {_short(entry.dtype)}; expected {_FLOATS_TEXT}",
+                place=str(file), fix="Use the model's 16-bit or 32-bit weights",
+            )  # fmt: skip
+    return entries
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _open_shards(directory: Path, index: Path) -> Checkpoint:
@@ -183,7 +202,7 @@ def _open_shards(directory: Path, index: Path) -> Checkpoint:
         file = directory / shard
         if not file.is_file():
             raise _bad_shard(f"shard {shard} is missing", index)
-        files[file] = entries = read_header(file)
+        files[file] = entries = _float_entries(file)
         listed = {name for name, home in weight_map.items() if home == shard}
         if listed != set(entries):
             differing = sorted(listed ^ set(entries))
@@ -231,8 +250,8 @@ def save_weights(
             "metadata": {"total_size": sum(_num_bytes(shapes, dtype) for shapes in shards.values())},
             "weight_map": {name: shard for shard, shapes in shards.items() for name in shapes},
         }
-        write_whole(directory / INDEX, _json_bytes(index))
-    write_whole(directory / "config.json", _json_bytes(config.to_dict(str(dtype).removeprefix("torch."))))
+        write_file(directory / INDEX, _json_bytes(index))
+    write_file(directory / "config.json", _json_bytes(config.to_dict(_short(dtype))))
 
 
 def _plan_shards(config: Phi3Config, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -259,7 +278,8 @@ def _write_shards(
     with contextlib.ExitStack() as stack:
         writers: dict[str, SafetensorsWriter] = {}
         for shard, shapes in shards.items():
-            writer = stack.enter_context(contextlib.closing(SafetensorsWriter(drafts[shard], shapes, dtype)))
+            layout = {name: (shape, dtype) for name, shape in shapes.items()}
+            writer = stack.enter_context(SafetensorsWriter(drafts[shard], layout))
             writers |= dict.fromkeys(shapes, writer)
         for name, tensor in state:
             writers[name].write(name, tensor)

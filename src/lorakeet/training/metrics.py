@@ -6,6 +6,8 @@ tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss
 """
 
 import json
+import math
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lorakeet.files import durable
 
 Row = dict[str, Any]
 
@@ -46,29 +50,41 @@ class Reporter(Protocol):
 
 
 class JsonlReporter:
-    """Appends every logged row to a file, one JSON object a line, on disk as soon as it is known."""
+    """Appends every logged row to a file, one JSON object a line."""
 
     def __init__(self, path: Path, first_step: int = 0) -> None:
         """Open `path`; rows beyond `first_step`, which a resumed run will write again, are taken out."""
-        if path.is_file():
-            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if first_step and row.endswith("\n") and json.loads(row)["step"] <= first_step]
-            temporary = path.with_name(f".{path.name}.part")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with durable.writing(path):
+            rows = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            durable.write_file(path, b"".join(row for row in rows if first_step and _step_of(row) <= first_step))
+            self._file = path.open("a", encoding="utf-8")
 
     def step(self, row: Row) -> None:
         """Keep nothing of single steps."""
 
     def log(self, row: Row) -> None:
         """Write the row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with durable.writing(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Force all rows to disk."""
+        with durable.writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _step_of(row: bytes) -> float:
+    """Return the step of a line; infinity for one that a crash cut or spoiled."""
+    try:
+        return json.loads(row)["step"] if row.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class ConsoleReporter:

@@ -1,20 +1,26 @@
-"""A wish to stop, from Ctrl-C or SIGTERM, that waits for a good moment.
+"""A wish to stop, from Ctrl-C or SIGTERM, that is heard everywhere and acted on where nothing is lost.
 
-data in: signals → out: a flag that the loop looks at between steps. Raising in the middle of a step could leave
-parameters that no counted step has made; a second signal raises all the same.
+data in: signals → out: KeyboardInterrupt, at once where the work at hand can be dropped (loading, encoding, a forward
+pass, an evaluation), else at the next `check`. A second signal raises at once wherever it comes.
 """
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; the second raises KeyboardInterrupt at once."""
+    """While entered, listens to SIGINT and SIGTERM."""
 
     def __init__(self) -> None:
         self.requested = False
+        """A signal has come."""
+        self.at_once = False
+        """A second one has come: nothing more is to be saved."""
+        self._droppable = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -31,7 +37,23 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where a signal has come."""
         if self.requested:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def droppable(self) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt at once in this block, whose work is lost then."""
+        before, self._droppable = self._droppable, True
+        try:
+            self.check()
+            yield
+        finally:
+            self._droppable = before
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = self.requested
         self.requested = True
+        if self.at_once or self._droppable:
+            raise KeyboardInterrupt

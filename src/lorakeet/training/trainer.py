@@ -9,27 +9,33 @@ so that every supervised token of a step weighs the same, however the step is cu
 Loading, saving and the command line live elsewhere.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
-from lorakeet.data.loader import iterate_steps, steps_per_epoch, total_steps
+from lorakeet.data.loader import epoch_order, iterate_steps, steps_per_epoch, total_steps
 from lorakeet.data.pack import PackedBatch, fill_rows
-from lorakeet.errors import TrainingError
+from lorakeet.errors import CheckpointError, TrainingError
 from lorakeet.evaluation.perplexity import evaluate_loss
 from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.metrics import Reporters, Row, peak_memory_bytes
 from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
+from lorakeet.training.rng import get_rng_states, set_rng_states
 from lorakeet.training.schedule import learning_rate
 from lorakeet.training.state import give_optimizer, give_params, take_optimizer
+from lorakeet.training.stopping import StopRequest
+
+_MARKED = 256  # units of an epoch whose order stands for that of all
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ def train_step(
     batches: Sequence[PackedBatch],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
+    stop: StopRequest | None = None,
     *,
     label_smoothing: float = 0.0,
     noise_alpha: float = 0.0,
@@ -70,16 +77,18 @@ def train_step(
     """Take one optimizer step over all `batches`, weighing every supervised token the same.
 
     `label_smoothing` and `noise_alpha` are those of `packed_loss`.
-    Raises: TrainingError where loss or gradient is not finite; the parameters are then as they were.
+    Raises: TrainingError where loss or gradient is not finite, KeyboardInterrupt where `stop` came before the
+    gradient was whole; the parameters are then as they were.
     """
     supervised = sum(batch.num_supervised_tokens for batch in batches)
     params = [param for group in optimizer.param_groups for param in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros(())
     for batch in batches:
-        loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
-        share = loss_sum / supervised
-        share.backward()
+        with stop.droppable() if stop else nullcontext():
+            loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
+            share = loss_sum / supervised
+            share.backward()
         loss = loss + share.detach().cpu()
     grad_norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
     outcome = StepOutcome(
@@ -110,8 +119,10 @@ class Trainer:
         config: TrainingConfig,
         train_examples: Sequence[Example],
         held_out_examples: Sequence[Example] = (),
+        stop: StopRequest | None = None,
     ) -> None:
         self.model, self.config = model, config
+        self.stop = stop or StopRequest()
         self.train_examples, self.held_out_examples = train_examples, held_out_examples
         self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.optimizer = build_optimizer(model, config)
@@ -121,20 +132,27 @@ class Trainer:
         self.step = 0
         self.num_tokens = 0
         self.num_supervised_tokens = 0
+        self.elapsed_s = 0.0
+        self._window = _Window()
+        self._is_evaluated = False
 
     def run(self, reporters: Reporters, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Train from the present step to the last one; `after_step` hears of each finished step."""
+        """Train from the present step to the last one; `after_step` hears of each finished step.
+
+        Raises: KeyboardInterrupt where `stop` was requested; `state` then gives the last finished step.
+        """
         self.model.train()
-        window = _Window()
-        if self.step == 0:
+        window = self._window
+        if not self._is_evaluated and (self.step == 0 or self._is_evaluation_due()):
             self._evaluate(reporters)
-        began, first = time.perf_counter(), self.step
+        began, first = time.perf_counter() - self.elapsed_s, self.step
         for micro_batches in self._micro_batches():
             start = time.perf_counter()
             rate = learning_rate(self.step, self.total_steps, self.config)
             set_learning_rate(self.optimizer, rate)
             outcome = self._guarded_step(micro_batches)
             self.step += 1
+            self._is_evaluated = False
             self.num_tokens += outcome.num_tokens
             self.num_supervised_tokens += outcome.num_supervised_tokens
             seconds = time.perf_counter() - start
@@ -142,7 +160,8 @@ class Trainer:
             done, left = self.step - first, self.total_steps - self.step
             # The first step compiles; it would make the rest look longer than it is.
             pace = window.median_seconds if done > 1 else seconds
-            row = self._row(window, outcome, rate, time.perf_counter() - began) | {"seconds_left": left * pace}
+            self.elapsed_s = time.perf_counter() - began
+            row = self._row(window, outcome, rate, self.elapsed_s) | {"seconds_left": left * pace}
             reporters.step(row)
             if self.step % self.config.logging_steps == 0 or left == 0:
                 reporters.log(row)
@@ -151,27 +170,53 @@ class Trainer:
                 self._evaluate(reporters)
             # Last, so that a checkpoint of this step never comes before the rows about it.
             after_step(self.step)
+            if left:
+                self.stop.check()
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Estimate the size of a checkpoint: every parameter in fp32, with at most two moments."""
+        return 3 * 4 * sum(param.numel() for param in self.named_params.values())
 
     def state(self) -> TrainerState:
         """Give everything that decides how training goes on, as references to the live tensors."""
         moments, values = take_optimizer(self.optimizer, self.named_params)
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        counts = {"step": self.step, "num_tokens": self.num_tokens, "num_supervised_tokens": self.num_supervised_tokens}
+        counts = {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "num_supervised_tokens": self.num_supervised_tokens,
+            "elapsed_s": self.elapsed_s,
+            "is_evaluated": self._is_evaluated,
+            "window": self._window.sums,
+            "cursor": self._cursor(),
+        }
         params = {name: param.detach() for name, param in self.named_params.items()}
-        return TrainerState(params, moments, rng, counts, values)
+        return TrainerState(params, moments, get_rng_states(), counts, values)
 
     def load_state(self, state: TrainerState) -> None:
         """Go on where `state` was taken."""
         give_params(self.named_params, state.params)
         give_optimizer(self.optimizer, self.named_params, state.moments, state.optimizer)
-        torch.set_rng_state(state.rng["cpu"])
-        if "cuda" in state.rng and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state.rng["cuda"])
-        self.step = state.counts["step"]
-        self.num_tokens = state.counts["num_tokens"]
-        self.num_supervised_tokens = state.counts["num_supervised_tokens"]
+        set_rng_states(state.rng)
+        counts = state.counts
+        self.step, self.num_tokens = counts["step"], counts["num_tokens"]
+        self.num_supervised_tokens, self.elapsed_s = counts["num_supervised_tokens"], counts["elapsed_s"]
+        self._is_evaluated = counts["is_evaluated"]
+        self._window.sums = counts["window"]
+        if counts["cursor"] != self._cursor():
+            raise CheckpointError(
+                "E-CKPT-62", f"its place in the data is {counts['cursor']}, here it would be {self._cursor()}",
+                place=f"step {self.step}", fix="Resume with what the run began with, or start a new run",
+            )  # fmt: skip
+
+    def _cursor(self) -> dict[str, Any]:
+        """Say where in the data the next step is, and mark the order it follows; no micro-batch is ever half done."""
+        epoch, index = divmod(self.step, self.steps_per_epoch)
+        num_units = len(self.train_examples) if self.rows is None else len(self.rows)
+        first = epoch_order(num_units, self.config.seed, epoch)[:_MARKED]
+        marked = first if self.rows is None else [self.rows[unit] for unit in first]
+        order = hashlib.sha256(repr(marked).encode()).hexdigest()[:12]
+        return {"epoch": epoch, "step_of_epoch": index, "order": order}
 
     def inference_weights(self) -> AbstractContextManager[None]:
         """Hold the weights to evaluate and to save in the model, where the optimizer trains at others."""
@@ -196,8 +241,9 @@ class Trainer:
         return fill_rows([len(example.input_ids) for example in self.train_examples], self.config.max_length)
 
     def _guarded_step(self, micro_batches: list[list[Example]]) -> StepOutcome:
-        """Take a step; the first one proves that a gradient reaches every adapter."""
+        """Take a step, or none where it is stopped; the first one proves that a gradient reaches every adapter."""
         config, noise_alpha = self.config, self.config.neftune_noise_alpha or 0.0
+        random_states = get_rng_states()
         batches = [pack_for(self.model, examples, is_noisy=noise_alpha > 0) for examples in micro_batches]
         try:
             outcome = train_step(
@@ -205,9 +251,13 @@ class Trainer:
                 batches,
                 self.optimizer,
                 config.max_grad_norm,
+                self.stop,
                 label_smoothing=config.label_smoothing_factor,
                 noise_alpha=noise_alpha,
             )
+        except KeyboardInterrupt:
+            set_rng_states(random_states)
+            raise
         except TrainingError as error:
             places = ", ".join(example.place for examples in micro_batches for example in examples)
             raise TrainingError(
@@ -243,7 +293,7 @@ class Trainer:
     def _evaluate(self, reporters: Reporters) -> None:
         if not self.held_out_examples or self.config.eval_strategy == "no":
             return
-        with self.inference_weights():
+        with self.inference_weights(), self.stop.droppable():
             result = evaluate_loss(
                 self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size
             )
@@ -255,6 +305,7 @@ class Trainer:
                 "num_supervised_tokens": result.num_supervised_tokens,
             }
         )
+        self._is_evaluated = True
 
 
 def check_gradients(named_params: dict[str, torch.nn.Parameter]) -> None:
@@ -281,6 +332,15 @@ class _Window:
 
     def clear(self) -> None:
         self._loss_sum, self._supervised, self._tokens, self._seconds = 0.0, 0, 0, 0.0
+
+    @property
+    def sums(self) -> tuple[float, int, int, float]:
+        """All that a resumed run needs to write the same row."""
+        return self._loss_sum, self._supervised, self._tokens, self._seconds
+
+    @sums.setter
+    def sums(self, values: tuple[float, int, int, float]) -> None:
+        self._loss_sum, self._supervised, self._tokens, self._seconds = values
 
     def add(self, outcome: StepOutcome, seconds: float) -> None:
         self._loss_sum += outcome.loss * outcome.num_supervised_tokens
