@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := eval,gguf,optimizers,qlora,dev
 
-.PHONY: install demo test check bench format fuzz
+.PHONY: install demo test check bench format fuzz faults
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +40,7 @@ bench: install
 # A fuzz target for each kind of file; a failure repeats, since the mutations are seeded.
 fuzz: install
 	LORAKEET_FUZZ_COUNT=20000 $(BIN)/pytest tests/fuzz
+
+# Every fault thrown at training, at full size: about half an hour. One thread, since runs are forked.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(PARTS)

@@ -152,6 +152,17 @@ def test_rejects_a_full_disk_before_writing(tmp_path, base, adapter, monkeypatch
         merge(directory, saved, tmp_path / "merged")
 
 
+def test_70_a_quantised_base_is_refused(tmp_path, base, adapter):
+    directory = base()
+    saved, _ = adapter(directory)
+    config = json.loads((directory / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (directory / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ModelError, match=r"E-MODEL-102 .*already quantised.*16-bit weights"):
+        merge(directory, saved, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_rejects_another_base(tmp_path, base, adapter):
     directory = base()
     saved, _ = adapter(directory)

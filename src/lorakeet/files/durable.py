@@ -112,6 +112,16 @@ def _put_in_place(draft: Path, target: Path, replace: bool) -> None:
         shutil.rmtree(old)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it that are missing, and force their names to disk."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # one may write into a directory that one may not read, and so not open
+        sync_directory(path.parent)
+
+
 def remove_directory(path: Path) -> None:
     """Delete a directory so that no part of it is ever seen under its name."""
     doomed = _moved_aside(path)

@@ -142,7 +142,11 @@ def read_header(file: Path, kind: Refusal) -> Header:
 
 @dataclass(frozen=True)
 class _Refuse:
-    """Makes the reader's errors, all of one kind and about one file."""
+    """Makes the reader's errors, all of one kind and about one file.
+
+    These are E-MODEL-55, E-MODEL-56, E-MODEL-58, E-MODEL-59, E-MODEL-121; E-ADPT-55, E-ADPT-56, E-ADPT-58, E-ADPT-59,
+    E-ADPT-121; and E-CKPT-55, E-CKPT-56, E-CKPT-58, E-CKPT-59, E-CKPT-121.
+    """
 
     kind: Refusal
     place: str

@@ -179,7 +179,7 @@ def _float_entries(file: Path) -> dict[str, TensorEntry]:
     for name, entry in entries.items():
         if entry.dtype not in _FLOATS:
             raise ModelError(
-                "E-MODEL-102", f"tensor {name} is of type {_short(entry.dtype)}; expected {_FLOATS_TEXT}",
+                "E-MODEL-59", f"tensor {name} is of type {_short(entry.dtype)}; expected {_FLOATS_TEXT}",
                 place=str(file), fix="Use the model's 16-bit or 32-bit weights",
             )  # fmt: skip
     return entries

@@ -68,7 +68,7 @@ def lock(run_directory: Path) -> Iterator[None]:
     holder = run_directory / ".lock.pid"
     held = FileLock(run_directory / ".lock", blocking=False)
     with durable.writing(run_directory):
-        run_directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(run_directory)
         try:
             held.acquire()
         except Timeout:
@@ -109,7 +109,7 @@ def save_checkpoint(
     step = state.counts["step"]
     target = root / f"step-{step:06}"
     with durable.writing(target):
-        root.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(root)
         durable.require_space(root, state.num_bytes)
         with durable.new_directory(target, replace=True) as draft:  # a damaged one may have the name
             _write(draft, state, identity)

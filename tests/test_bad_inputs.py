@@ -1,0 +1,53 @@
+"""Where each bad checkpoint, adapter and model is tested: the catalogue's rows 53 to 75, and those about a run's place.
+
+The table is held against the tests themselves, so that none can go without being missed here.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+CHECKPOINT, RUN, ADAPTER = "training/test_checkpoint.py", "cli/test_run_directory.py", "lora/test_adapter.py"
+WEIGHTS, TENSORS, CONFIG = "models/test_weights.py", "files/test_safetensors_file.py", "models/test_config.py"
+DAMAGE = f"{CHECKPOINT}::test_damage_is_named_and_the_one_before_is_used"
+COVERED = {
+    30: [f"{RUN}::test_30_changed_data_is_refused_with_both_hashes"],
+    47: [f"{RUN}::test_47_a_full_disk_is_seen_before_anything_is_written",
+         "faults/test_campaign.py::test_a_full_disk_costs_one_line_and_no_checkpoint"],
+    48: [f"{RUN}::test_48_a_run_is_not_begun_again_without_being_asked"],
+    50: [f"{RUN}::test_50_a_second_process_is_told_who_has_the_run",
+         f"{CHECKPOINT}::test_a_second_process_is_told_who_holds_the_run"],
+    53: [f"{CHECKPOINT}::test_a_checkpoint_without_manifest_is_skipped"],
+    54: [f"{RUN}::test_54_where_no_checkpoint_is_valid_only_restart_begins_again"],
+    55: [DAMAGE, f"{TENSORS}::test_broken_file_is_refused", f"{ADAPTER}::test_damaged_weight_files_are_refused"],
+    56: [DAMAGE, f"{ADAPTER}::test_every_truncation_is_refused", f"{TENSORS}::test_broken_file_is_refused"],
+    57: [DAMAGE, "faults/test_campaign.py::test_damage_is_found_and_named"],
+    58: [f"{TENSORS}::test_broken_file_is_refused", f"{ADAPTER}::test_damaged_weight_files_are_refused"],
+    59: [f"{TENSORS}::test_broken_file_is_refused", f"{ADAPTER}::test_damaged_weight_files_are_refused"],
+    60: [DAMAGE, "faults/test_seeded_bugs_checkpoint.py::test_28_every_part_is_mandatory"],
+    61: [f"{CHECKPOINT}::test_a_newer_format_asks_for_an_upgrade_instead_of_going_back"],
+    62: [f"{RUN}::test_62_a_changed_run_is_refused_listing_the_fields"],
+    63: [f"{ADAPTER}::test_pickle_is_refused_and_never_run", f"{WEIGHTS}::test_pickle_checkpoint_is_refused_unopened"],
+    64: [f"{RUN}::test_64_another_base_is_refused_with_both_hashes", f"{ADAPTER}::test_another_base_is_refused"],
+    65: [f"{ADAPTER}::test_shapes_must_agree_exactly"],
+    66: [f"{ADAPTER}::test_keys_must_agree_exactly"],
+    67: [f"{ADAPTER}::test_config_fields_are_checked"],
+    68: [f"{ADAPTER}::test_nothing_that_is_not_finite_is_saved_or_loaded"],
+    69: ["lora/test_inject.py::test_merge_and_unload_keeps_the_outputs"],
+    70: ["export/test_merge.py::test_70_a_quantised_base_is_refused"],
+    71: [f"{CONFIG}::test_config_rejects"],
+    72: [f"{CONFIG}::test_config_rejects", f"{CONFIG}::test_llama_from_transformers_is_refused"],
+    73: [f"{WEIGHTS}::test_missing_shard_is_refused", f"{WEIGHTS}::test_shard_outside_the_directory_is_refused"],
+    74: ["data/test_dataset.py::test_tokenizer_from_a_directory"],
+    75: ["data/test_template.py::test_hostile_or_unprovable_templates_stop"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [30, 47, 48, 50, *range(53, 76)])
+def test_every_row_has_its_tests(row):
+    for place in COVERED[row]:
+        file, _, name = place.partition("::")
+        source = (TESTS / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {name}\(", source, re.M), place
