@@ -76,7 +76,8 @@ class JsonlReporter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with durable.writing(self._path):
+            self._file.close()
 
 
 def _step_of(row: bytes) -> float:

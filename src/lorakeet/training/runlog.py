@@ -6,7 +6,7 @@ the same records as ever for whoever else listens. What is printed is for the co
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorakeet.errors import LorakeetError, redact
@@ -40,17 +40,29 @@ class _PassOn(logging.Handler):
             self._above.handle(record)
 
 
+class _LinesOnDisk(logging.FileHandler):
+    """Writes lines where it can: a disk that is full costs lines of the log, and stops nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing; what matters of a failing disk is said by who writes there."""
+
+    def close(self) -> None:
+        """Close the file, whether its last lines could be written or not."""
+        with suppress(OSError):
+            super().close()
+
+
 class _File(logging.Handler):
     """Keeps records until there is a file to write them to."""
 
     def __init__(self) -> None:
         super().__init__()
         self._kept: list[logging.LogRecord] = []
-        self._file: logging.FileHandler | None = None
+        self._file: _LinesOnDisk | None = None
 
     def begin(self, path: Path) -> None:
         """Write what was kept, and all that follows, to the end of the file."""
-        self._file = logging.FileHandler(path, encoding="utf-8")
+        self._file = _LinesOnDisk(path, encoding="utf-8")
         self._file.setFormatter(LogFormatter(LINE, datefmt="%Y-%m-%d %H:%M:%S"))
         for record in self._kept:
             self._file.handle(record)
