@@ -26,12 +26,12 @@ def test_a_signal_saves_and_resuming_ends_bit_equal(number, tmp_path, tiny_model
     assert train(tmp_path / "straight") == 0
     step, count = trainer.train_step, 0
 
-    def interrupted_step(*args):
+    def interrupted_step(*args, **options):
         nonlocal count
         count += 1
         if count == 3:
             os.kill(os.getpid(), number)
-        return step(*args)
+        return step(*args, **options)
 
     run = tmp_path / "stopped"
     monkeypatch.setattr(trainer, "train_step", interrupted_step)

@@ -33,7 +33,8 @@ class Seam:
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*given: Any, **options: Any) -> Any:
             path = _path(given[0], options)
-            if not path.startswith(f"{self.tree}/") or (name == "open" and not _may_create(given)):
+            is_ours = path == str(self.tree) or path.startswith(f"{self.tree}/")
+            if not is_ours or (name == "open" and not _may_create(given)):
                 result = call(*given, **options)
             else:
                 self.count += 1

@@ -35,7 +35,7 @@ SHORT = {
     "data": SETTINGS["data"],
 }
 """A run with few calls to the disk, where each of them is to have its turn."""
-_TIMES = {"elapsed_s", "tokens_per_second", "peak_memory_bytes"}
+_TIMES = {"elapsed_s", "seconds_left", "tokens_per_second", "peak_memory_bytes"}
 _PRELOAD = "tests.faults.preload"
 Patch = Callable[[], Any]
 

@@ -160,7 +160,7 @@ def test_28_a_part_that_was_not_written_is_not_taken_for_a_checkpoint(run, monke
 
 def test_29_rows_that_begin_again_end_otherwise(run, monkeypatch):
     steps = trainer.iterate_steps
-    monkeypatch.setattr(trainer, "iterate_steps", lambda rows, **given: steps(rows, **{**given, "start_step": 0}))
+    monkeypatch.setattr(trainer, "iterate_steps", lambda units, **given: steps(units, **{**given, "start_step": 0}))
     assert not equal(run.resumed(), run.expected)
 
 
