@@ -164,7 +164,7 @@ def _compute_ours(model: Phi3ForCausalLM, rows: list[Example], halves: list[list
     with torch.no_grad():
         row_losses = torch.cat([_token_losses(model, [row]) for row in rows])
     params = [param for param in model.parameters() if param.requires_grad]
-    optimizer = build_optimizer(params, TrainingConfig(learning_rate=LR, weight_decay=0.0))
+    optimizer = build_optimizer(model, TrainingConfig(learning_rate=LR, weight_decay=0.0))
     losses, gradient = [], torch.empty(0)
     for half in halves:
         losses.append(train_step(model, [pack_for(model, half)], optimizer, 0).loss)

@@ -43,10 +43,13 @@ from lorakeet.lora.targets import find_targets
 from lorakeet.models import registry, weights
 from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.recompute import recompute_activations
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
-from lorakeet.training import checkpoint
+from lorakeet.training import checkpoint, prediction
 from lorakeet.training.coverage import check_coverage
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
+from lorakeet.training.outlook import Outlook
+from lorakeet.training.prediction import Prediction
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
 from lorakeet.training.rng import seed_all
 from lorakeet.training.runlog import run_log
@@ -257,12 +260,7 @@ def _train_in(
         with encoding_progress() as on_progress:
             data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
         base_hash = weights.fingerprint(loaded.directory)
-        seed_all(settings.seed)
-        inject(model, config.peft_config)
-        check_coverage(model, config.peft_config)
-        keep_freed_memory()
-        model.compile_layers()
-        trainer = Trainer(model, settings, data.train.examples, data.held_out, stop)
+        trainer = _build_trainer(config, model, data, stop)
         identity = _identity(config, data, base_hash, str(model.lm_head.weight.dtype))
         found = checkpoint.load_newest(run.directory, identity, note=logger.warning) if resume else None
         if found is not None:
@@ -278,7 +276,10 @@ def _train_in(
     if found is not None:
         logger.info("Resuming from %s.", found[0])
     logger.info(_describe(config, trainer, data))
+    with stop.droppable():
+        outlook = Outlook.of(run.directory, trainer)
     _run_trainer(run, trainer, identity)
+    outlook.compare()
     with durable.writing(run.adapter_directory), durable.new_directory(run.adapter_directory, replace=True) as draft:
         with trainer.inference_weights():
             save_adapter(
@@ -289,6 +290,29 @@ def _train_in(
                 extra={"base_hash": base_hash},
             )
         copy_tokenizer(loaded.directory, draft)
+
+
+def _build_trainer(
+    config: RunConfig, model: Phi3ForCausalLM, data: PreparedData, stop: StopRequest | None = None
+) -> Trainer:
+    """Put fresh adapters into `model` and make it ready to train as `config` says."""
+    settings = config.training_config
+    seed_all(settings.seed)
+    inject(model, config.peft_config)
+    check_coverage(model, config.peft_config)
+    keep_freed_memory()
+    if settings.recompute is not None:
+        recompute_activations(model, settings.recompute)
+    model.compile_layers()
+    return Trainer(model, settings, data.train.examples, data.held_out, stop)
+
+
+def predict(config: RunConfig) -> Prediction:
+    """Predict time and memory of a run without training it: two passes on the real model, forward and backward."""
+    loaded = load_model(config.model, bf16=config.training_config.bf16, template=config.data.template)
+    config = _in_names_of(loaded.model, config)
+    data = prepare_data(config, loaded.tokenizer, loaded.template, loaded.model.config.max_position_embeddings)
+    return prediction.predict(_build_trainer(config, loaded.model, data))
 
 
 def _run_trainer(run: Run, trainer: Trainer, identity: dict[str, str]) -> None:
@@ -370,7 +394,7 @@ def _is_ours(path: Path) -> bool:
 
 
 # What a run writes, in the order in which it is moved aside: a crash in between leaves what --resume can go on from.
-_RUN_FILES = ("metrics.jsonl", "train.log", "report.html", "adapter", "config.yaml", "checkpoints")
+_RUN_FILES = ("metrics.jsonl", "prediction.json", "train.log", "report.html", "adapter", "config.yaml", "checkpoints")
 
 
 def _move_aside(directory: Path) -> None:

@@ -40,3 +40,17 @@ def remembered_hash(kind: str, files: Sequence[Path], compute: Callable[[], str]
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_file(memory, json.dumps({"state": state, "hash": value}).encode())
     return value
+
+
+def remembered(key: str, compute: Callable[[], str]) -> str:
+    """Give `compute()` from memory where it was computed under the same key before."""
+    memory = cache_dir() / "remembered" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        kept = json.loads(memory.read_text(encoding="utf-8"))
+        if kept.get("key") == key and isinstance(kept.get("value"), str):
+            return kept["value"]
+    value = compute()
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_file(memory, json.dumps({"key": key, "value": value}).encode())
+    return value

@@ -1,6 +1,7 @@
 """The command line's promises: exit statuses, one line for what the user can mend, and a quick start."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -69,6 +70,26 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("command", "own", "expected"), [
+    ("train", {}, "PASSIVE"),
+    ("train", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+    ("train", {"GOMP_SPINCOUNT": "100"}, None),
+    ("chat", {}, None),
+])  # fmt: skip
+def test_idle_threads_sleep_where_training_runs_and_the_user_has_no_wish_of_their_own(command, own, expected):
+    code = (
+        "import os, sys\n"
+        "from lorakeet.cli import main\n"
+        f"sys.argv = ['lorakeet', '{command}', '--help']\n"
+        "try:\n    main.main()\n"
+        "finally:\n    print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    )
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == f"{expected} False"
+
+
 def test_python_names_are_those_of_loralib_and_the_commands():
     import lorakeet
 
@@ -95,3 +116,21 @@ def test_a_run_ends_with_json_on_stdout_alone(tmp_path, tiny_model_directory, ca
     # A second run never overwrites the first one.
     assert main.run([*arguments, "--batch-size", "4", "--r", "2"]) == 2
     assert "E-CFG-48" in capsys.readouterr().err
+
+
+def test_check_predicts_time_and_memory_of_the_configuration_it_is_given(tmp_path, tiny_model_directory, capsys):
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(24)]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {tiny_model_directory}\ndata: {data}\npeft_config: {{r: 4}}\n")
+    arguments = ["--set", "training_config.per_device_train_batch_size=4", "--json"]
+    assert main.run(["check", "--config", str(config), *arguments]) == 0
+    cost = json.loads(capsys.readouterr().out.splitlines()[-1])["cost"]
+    assert cost["training_seconds"] > 0
+    assert cost["seconds_per_epoch"] >= cost["training_seconds"]
+    assert cost["peak_memory_bytes"] > 10**8
+    assert main.run(["check", str(tiny_model_directory), str(data), "--no-calibrate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["cost"] is None
+    assert main.run(["check", str(tiny_model_directory), str(data), "--examples", "0"]) == 0
+    assert "training on this machine, measured on two steps: " in capsys.readouterr().out

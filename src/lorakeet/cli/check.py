@@ -1,15 +1,24 @@
 """`lorakeet check`: read every row, prove it, and show what would be learned."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from lorakeet.config import RunConfig
+    from lorakeet.data.check import CheckReport
+
 
 def command(
-    model: Annotated[str, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")],
-    data: Annotated[list[str], typer.Argument(help="Files, directories, hub ids, or `demo`.")],
+    model: Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file, as for `lorakeet train`.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
+    ] = None,
     eval_data: Annotated[list[str] | None, typer.Option(help="Evaluation data, to find rows shared with DATA.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")] = None,
     columns: Annotated[
@@ -17,45 +26,77 @@ def command(
     ] = None,
     roles: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")] = None,
-    learn: Annotated[str, typer.Option(help="all (assistant turns), last, marked, or text.")] = "all",
+    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt for every conversation.")] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest conversation, in tokens.")] = None,
-    truncation: Annotated[str, typer.Option(help="error, drop or truncate-left.")] = "error",
+    truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     row: Annotated[str | None, typer.Option(metavar="LINE", help="Show the row at this line instead.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Load the model and predict time and memory of training, from two steps.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Read every row of DATA, prove what MODEL would learn from it, and show it.
 
     Example: lorakeet check phi3-mini chats.jsonl --examples 5
     """
-    from lorakeet.config import pairs
+    from lorakeet.config import pairs, resolve_config
     from lorakeet.data.checking import Options, run_check
     from lorakeet.models.registry import resolve
 
+    flags: dict[str, dict[str, Any]] = {
+        "training_config": {"max_length": max_length},
+        "data": {
+            "train": data or None,
+            "eval": eval_data or None,
+            "format": format_,
+            "columns": pairs("--columns", columns),
+            "roles": pairs("--roles", roles),
+            "template": template,
+            "learn": learn,
+            "system": system,
+            "truncation": truncation,
+        },
+    }
+    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
+    chosen = resolved.data
     options = Options(
-        model_directory=resolve(model),
-        data=data,
-        eval_data=eval_data or [],
-        format=format_,
-        columns=pairs("--columns", columns),
-        roles=pairs("--roles", roles),
-        template=template,
-        learn=learn,
-        system=system,
-        max_length=max_length,
-        truncation=truncation,
+        model_directory=resolve(resolved.model),
+        data=chosen.train,
+        eval_data=chosen.eval or [],
+        format=chosen.format,
+        columns=chosen.columns,
+        roles=chosen.roles,
+        template=chosen.template,
+        learn=chosen.learn,
+        system=chosen.system,
+        max_length=resolved.training_config.max_length,
+        truncation=chosen.truncation,
         num_examples=examples,
         row=row,
     )
     result = run_check(options, demo=_demo)
+    if calibrate:
+        _predict(result.report, resolved)
     if html is not None:
         result.write_html(html)
     if as_json:
         print(json.dumps(result.report.to_dict()))
     else:
         result.print()
+
+
+def _predict(report: "CheckReport", config: "RunConfig") -> None:
+    """Put the prediction into the report; without weights there is none, and the rest of the check still counts."""
+    from lorakeet import api
+    from lorakeet.errors import ModelError
+
+    try:
+        report.cost = api.predict(config).to_dict()
+    except ModelError as error:
+        print(f"Time and memory are not predicted: {error}", file=sys.stderr)
 
 
 def _demo(split: str) -> list:

@@ -102,7 +102,7 @@ _SAVING = (
 )  # fmt: skip
 
 _SPEED = (
-    noted("activations are kept where they fit; the gradient is the same", "gradient_checkpointing",
+    noted("gradient_checkpointing says what is recomputed; the gradient is the same",
           "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs",
           "activation_offloading")
     | noted("layers are compiled where a C++ compiler is found; LORAKEET_COMPILE=0 turns it off", "torch_compile",

@@ -88,10 +88,17 @@ class TrainingConfig(StrictModel):
     """Optimizer steps between checkpoints."""
     save_total_limit: int | None = Field(2, ge=1)
     """Checkpoints kept; all with null, never fewer than the two newest, so that one damaged file loses little."""
+    gradient_checkpointing: bool | Literal["selective", "full"] | None = False
+    """Keep less for the backward pass and compute it again there: true or "selective" what is cheap, "full" all."""
     bf16: bool | None = None
     """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Seed of adapters, order and dropout."""
+
+    @property
+    def recompute(self) -> Literal["selective", "full"] | None:
+        """What the backward pass computes again: nothing, what is cheap, or all."""
+        return "selective" if self.gradient_checkpointing is True else self.gradient_checkpointing or None
 
     @field_validator("run_name")
     @classmethod

@@ -71,7 +71,8 @@ class CheckReport:
     scripts: dict[str, float] = field(default_factory=dict)
     """Share of letters by script."""
     cost: dict[str, float] | None = None
-    """Predicted for one epoch: seconds, tokens_per_second, peak_memory_bytes."""
+    """What a run is predicted to take, filled in by whoever can run the model: seconds_per_epoch and its
+    parts, tokens_per_second, peak_memory_bytes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Write the report as plain JSON values."""
@@ -154,12 +155,9 @@ def check(
     num_examples: int = 3,
     row: str | None = None,
     num_processes: int = 1,
-    predict: Callable[[CheckReport], dict[str, float] | None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[CheckReport, list[Shown]]:
     """Prove all rows and count; also return the rows to show: the first ones, or the one at `row` ("17" or "f:17").
-
-    predict is given the figures and answers with the predicted cost of one epoch.
 
     Raises DataError at the first row that is wrong, where nothing is usable, and where there is no such row to show.
     """
@@ -188,8 +186,6 @@ def check(
     report = CheckReport(template.name, learn, dict(notes.formats), dict(notes.counts))
     report.num_rows, report.num_dropped, report.num_truncated = num_rows, num_dropped, num_truncated
     _fill(report, tally)
-    if predict is not None:
-        report.cost = predict(report)
     return report, shown
 
 

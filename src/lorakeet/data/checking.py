@@ -7,13 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from lorakeet.data.check import CheckReport, Shown, check
 from lorakeet.data.conversation import Conversation, with_system_prompt
-from lorakeet.data.cost import predict_cost
 from lorakeet.data.dataset import encode_stream
 from lorakeet.data.encode import Learn, Truncation
 from lorakeet.data.formats import Notes
@@ -23,8 +22,6 @@ from lorakeet.data.split import refuse_overlap
 from lorakeet.data.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.errors import ConfigError
-
-_ROWS_A_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,6 @@ def run_check(options: Options, *, demo: Callable[[str], Iterable[Conversation]]
             pass  # proves every row
         refuse_overlap(_read(options, options.data, "train", Notes(), demo), _read_eval(options, demo))
 
-    def predict(report: CheckReport) -> dict[str, float] | None:
-        longest = report.lengths.longest if report.lengths else 0
-        tokens_per_step = max(longest, _ROWS_A_STEP * report.num_tokens // report.num_usable)
-        cost = predict_cost(options.model_directory, num_tokens=report.num_tokens, tokens_per_step=tokens_per_step)
-        return asdict(cost) if cost else None
-
     is_watched = sys.stderr.isatty()
     try:
         report, shown = check(
@@ -115,7 +106,6 @@ def run_check(options: Options, *, demo: Callable[[str], Iterable[Conversation]]
             notes=notes,
             num_examples=options.num_examples,
             row=options.row,
-            predict=predict,
             on_progress=_progress if is_watched else None,
             **choices,
         )

@@ -9,11 +9,13 @@ Source: Abdin et al. 2024, arXiv:2404.14219; reference implementation: transform
 T tokens, D hidden width, F MLP width, H query heads, K key-value heads, E head width, R rotating pairs, S rows kept.
 """
 
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lorakeet.models.config import Phi3Config
 from lorakeet.ops.attention import NO_WINDOW, attention
@@ -145,6 +147,7 @@ class Phi3ForCausalLM(nn.Module):
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()
         self.config = config
+        self.recompute_layers = False
         self.model = Phi3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -174,9 +177,11 @@ class Phi3ForCausalLM(nn.Module):
             x_TD = x_TD + noise_TD.to(x_TD.dtype)
         cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
         last = len(self.model.layers) - 1
+        recompute = self.recompute_layers and torch.is_grad_enabled()
         for i, layer in enumerate(self.model.layers):
             rows, layer_cache = rows_S if i == last else None, None if cache is None else cache.layer(i)
-            x_TD = layer(x_TD, cos_TR, sin_TR, cu_seqlens, parents, rows, layer_cache)
+            call = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            x_TD = call(x_TD, cos_TR, sin_TR, cu_seqlens, parents, rows, layer_cache)
         return self.model.norm(x_TD)
 
     def compile_layers(self) -> None:

@@ -8,29 +8,18 @@ tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss
 import json
 import math
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lorakeet.files import durable
 
 Row = dict[str, Any]
-
-
-def peak_memory_bytes() -> int:
-    """Give the process's largest memory so far: of the GPU where one is used, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Reporter(Protocol):

@@ -28,7 +28,8 @@ from lorakeet.evaluation.perplexity import evaluate_loss
 from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.training.checkpoint import TrainerState
-from lorakeet.training.metrics import Reporters, Row, peak_memory_bytes
+from lorakeet.training.memory import peak_memory_bytes
+from lorakeet.training.metrics import Reporters, Row
 from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
 from lorakeet.training.rng import get_rng_states, set_rng_states
 from lorakeet.training.schedule import learning_rate
@@ -133,6 +134,8 @@ class Trainer:
         self.num_tokens = 0
         self.num_supervised_tokens = 0
         self.elapsed_s = 0.0
+        self.train_seconds = 0.0
+        """Time of the steps of this process, without evaluations and saving."""
         self._window = _Window()
         self._is_evaluated = False
 
@@ -156,6 +159,7 @@ class Trainer:
             self.num_tokens += outcome.num_tokens
             self.num_supervised_tokens += outcome.num_supervised_tokens
             seconds = time.perf_counter() - start
+            self.train_seconds += seconds
             window.add(outcome, seconds)
             done, left = self.step - first, self.total_steps - self.step
             # The first step compiles; it would make the rest look longer than it is.

@@ -1,0 +1,202 @@
+"""Predict what a run will take on this machine: time of an epoch, peak memory.
+
+data in: a Trainer that has not begun → out: Prediction. The order of the rows is known in advance, so every step's
+tokens are; two calibration steps of different size, forward and backward on the real model without an update, tell
+what a step costs. Parameters, optimizer and random state stay as they are.
+
+Time of a pass = a + b · work, with work in matrix products: every token through every layer, learned tokens through
+the head, pairs of tokens through attention. Memory = a + b · tokens.
+"""
+
+import heapq
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from lorakeet.data.conversation import Example
+from lorakeet.data.loader import iterate_steps
+from lorakeet.loss import pack_for, packed_loss
+from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.training.memory import peak_during, peak_memory_bytes
+from lorakeet.training.trainer import Trainer
+
+SAMPLED = 256
+"""Passes of an epoch that are looked at; the mean of so many is known well enough."""
+MOST_TOKENS = 4096
+"""Tokens of the larger calibration step."""
+LONG_S = 5.0
+"""A calibration step that takes longer is not repeated."""
+EVALUATED_SHARE = 0.45
+"""What a token costs in evaluation, which has no backward pass, of what it costs in training."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run is expected to take."""
+
+    training_seconds: float
+    """Training steps of one epoch."""
+    evaluation_seconds: float
+    """The evaluations within one epoch."""
+    tokens_per_second: float
+    """Of training alone."""
+    peak_memory_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the prediction as plain JSON values."""
+        return asdict(self) | {"seconds_per_epoch": self.seconds_per_epoch}
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Training and evaluation, without loading, compiling and saving."""
+        return self.training_seconds + self.evaluation_seconds
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What decides the cost of one forward and backward pass."""
+
+    tokens: int
+    """Tokens computed; shared beginnings count once."""
+    work: float
+    """Multiplications, up to a factor."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    size: _Size
+    seconds: float
+    peak_bytes: int
+
+
+def predict(trainer: Trainer) -> Prediction:
+    """Calibrate with two steps and predict the run."""
+    model, config = trainer.model, trainer.config
+    passes = sorted(_passes(trainer, trainer.steps_per_epoch), key=_num_tokens)
+    largest = heapq.nlargest(4, _passes(trainer, trainer.total_steps), key=_num_tokens)
+    model.train()
+    small, large = _calibrate(model, [passes[len(passes) // 4], passes[(3 * len(passes)) // 4]])
+    tokens = sum(_num_tokens(part) for part in passes)
+    # Evenly over the sorted passes.
+    sampled = [_size(model, passes[i]) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}]
+    train_s = len(passes) * statistics.fmean(_seconds(size, small, large) for size in sampled)
+    evaluation_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
+    evaluations = {"no": 0.0, "epoch": 1.0, "steps": trainer.steps_per_epoch / config.eval_steps}[config.eval_strategy]
+    peak = max(_peak_bytes(_size(model, part), small, large) for part in largest) + _optimizer_bytes_to_come(trainer)
+    return Prediction(
+        training_seconds=train_s,
+        evaluation_seconds=evaluations * evaluation_s,
+        tokens_per_second=tokens / train_s,
+        # Loading and compiling have had their own peaks by now.
+        peak_memory_bytes=int(max(peak_memory_bytes(), peak)),
+    )
+
+
+def _passes(trainer: Trainer, num_steps: int) -> Iterator[list[Example]]:
+    """Go through the micro-batches of the run's first steps, without computing anything."""
+    config = trainer.config
+    steps = iterate_steps(
+        trainer.train_examples,
+        batch_size=config.per_device_train_batch_size,
+        grad_accum_steps=config.gradient_accumulation_steps,
+        seed=config.seed,
+        max_steps=num_steps,
+        rows=trainer.rows,
+    )
+    return (part for step in steps for part in step)
+
+
+def _num_tokens(examples: Sequence[Example]) -> int:
+    return sum(len(example.input_ids) for example in examples)
+
+
+def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]]) -> list[_Measured]:
+    """Measure a small and a large pass, after one that compiles."""
+    parts = [_at_most(part, limit) for part, limit in zip(passes, (MOST_TOKENS // 2, MOST_TOKENS), strict=True)]
+    device = model.lm_head.weight.device
+    seconds: list[list[float]] = [[], []]
+    peaks = [0, 0]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _forward_backward(model, parts[0])
+        for _ in range(2):
+            for i, part in enumerate(parts):
+                start = time.perf_counter()
+                peaks[i] = max(peaks[i], peak_during(partial(_forward_backward, model, part)))
+                seconds[i].append(time.perf_counter() - start)
+            if sum(map(sum, seconds)) > 2 * LONG_S:
+                break
+    model.zero_grad(set_to_none=True)
+    return [
+        _Measured(_size(model, part), statistics.fmean(times), peak)
+        for part, times, peak in zip(parts, seconds, peaks, strict=True)
+    ]
+
+
+def _forward_backward(model: Phi3ForCausalLM, examples: list[Example]) -> None:
+    model.zero_grad(set_to_none=True)
+    batch = pack_for(model, examples)
+    (packed_loss(model, batch) / batch.num_supervised_tokens).backward()
+    torch.nn.utils.clip_grad_norm_((param for param in model.parameters() if param.requires_grad), math.inf)
+    if batch.input_ids_T.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _at_most(examples: list[Example], limit: int) -> list[Example]:
+    """Take the first examples up to `limit` tokens, one at least."""
+    taken: list[Example] = []
+    for example in examples:
+        if taken and _num_tokens(taken) + len(example.input_ids) > limit:
+            break
+        taken.append(example)
+    return taken
+
+
+def _size(model: Phi3ForCausalLM, examples: Sequence[Example]) -> _Size:
+    """Say what decides the cost of a pass over `examples`."""
+    config, batch = model.config, pack_for(model, examples)
+    width = config.num_attention_heads * config.head_dim
+    qkv = width + 2 * config.num_key_value_heads * config.head_dim
+    layer = config.hidden_size * (qkv + width + 3 * config.intermediate_size)
+    tokens = len(batch.input_ids_T)
+    pairs = int((batch.position_ids_T + 1).sum())
+    work = config.num_hidden_layers * (layer * tokens + 4 * width * pairs)
+    work += config.vocab_size * config.hidden_size * batch.num_supervised_tokens
+    return _Size(tokens, float(work))
+
+
+def _seconds(size: _Size, small: _Measured, large: _Measured) -> float:
+    """Read the seconds of a pass off the line through the two measured ones."""
+    offset, slope = _fit((small.size.work, large.size.work), (small.seconds, large.seconds))
+    if slope == 0 or offset < 0:  # too alike, or disturbed: then only the ratio is known
+        offset, slope = 0.0, (small.seconds + large.seconds) / (small.size.work + large.size.work)
+    return offset + slope * size.work
+
+
+def _peak_bytes(size: _Size, small: _Measured, large: _Measured) -> float:
+    """Read the peak of a pass off the line through the two measured ones: every token keeps the same for backward."""
+    offset, slope = _fit((small.size.tokens, large.size.tokens), (small.peak_bytes, large.peak_bytes))
+    return offset + slope * size.tokens
+
+
+def _fit(x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float]:
+    """Lay a line through two points: (offset, slope). Where they tell no rise, the line is flat at the higher one."""
+    if x[1] <= x[0] or y[1] <= y[0]:
+        return max(y), 0.0
+    slope = (y[1] - y[0]) / (x[1] - x[0])
+    return y[0] - slope * x[0], slope
+
+
+def _optimizer_bytes_to_come(trainer: Trainer) -> int:
+    """Count what the optimizer will keep, which the calibration steps did not need: by name, of every parameter."""
+    if trainer.optimizer.state:
+        return 0
+    name = trainer.config.optim
+    moments = 0 if name == "adafactor" else 1 if "lion" in name else 2
+    bytes_each = moments * (1 if "8bit" in name else 4)
+    return bytes_each * sum(param.numel() for param in trainer.named_params.values())

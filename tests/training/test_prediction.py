@@ -1,0 +1,120 @@
+"""What a prediction may not touch, what it is made of, and that a run keeps it beside what it measured."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from lorakeet.config import TrainingConfig
+from lorakeet.data.conversation import Example
+from lorakeet.training import outlook
+from lorakeet.training.memory import peak_during, peak_memory_bytes
+from lorakeet.training.metrics import Reporters
+from lorakeet.training.outlook import Outlook
+from lorakeet.training.prediction import _fit, _Measured, _peak_bytes, _seconds, _Size, _size, predict
+from lorakeet.training.trainer import Trainer
+
+
+def settings(**values):
+    return TrainingConfig(**{"learning_rate": 1e-2, "eval_strategy": "epoch", **values})
+
+
+def test_a_prediction_changes_nothing_that_is_learned(make_model, examples):
+    adapters = []
+    for predicts in (False, True):
+        torch.manual_seed(7)
+        model = make_model(lora_dropout=0.1)
+        trainer = Trainer(model, settings(num_train_epochs=2), examples, examples[:4])
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        if predicts:
+            predict(trainer)
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+            assert torch.equal(torch.get_rng_state(), state)
+            assert not trainer.optimizer.state
+            assert all(param.grad is None for param in model.parameters())
+        trainer.run(Reporters())
+        adapters.append(trainer.named_params)
+    assert all(torch.equal(param, adapters[1][name]) for name, param in adapters[0].items())
+
+
+@pytest.mark.parametrize("values", [{}, {"packing": True, "max_length": 40}, {"gradient_accumulation_steps": 2}])
+def test_every_kind_of_run_is_predicted(make_model, examples, values):
+    predicted = predict(Trainer(make_model(), settings(**values), examples, examples[:4]))
+    tokens = sum(len(row.input_ids) for row in examples)
+    assert predicted.tokens_per_second == pytest.approx(tokens / predicted.training_seconds)
+    assert 0 < predicted.evaluation_seconds < predicted.training_seconds
+    assert predicted.seconds_per_epoch == predicted.training_seconds + predicted.evaluation_seconds
+    assert predicted.peak_memory_bytes >= 0.9 * peak_memory_bytes()
+    assert predict(Trainer(make_model(), settings(eval_strategy="no"), examples[:1])).evaluation_seconds == 0
+
+
+def test_shared_beginnings_count_once_and_long_documents_more_than_short_ones(make_model, examples):
+    model = make_model()
+    one, twice = _size(model, examples[2:3]), _size(model, [examples[2], examples[2]])
+    assert one.tokens == twice.tokens == len(examples[2].input_ids)
+    whole = Example(examples[0].input_ids + examples[1].input_ids, ((2, 9),))
+    parts = [Example(row.input_ids, spans) for row, spans in ((examples[0], ((2, 9),)), (examples[1], ()))]
+    whole_size, parts_size = _size(model, [whole]), _size(model, [parts[1], parts[0]])
+    assert whole_size.tokens == parts_size.tokens
+    assert whole_size.work > parts_size.work
+
+
+def measured(tokens, work, seconds, peak):
+    return _Measured(_Size(tokens, work), seconds, peak)
+
+
+def test_lines_go_through_both_calibration_steps_and_on():
+    small, large = measured(100, 1e6, 1.5, 1000), measured(300, 3e6, 2.5, 1600)
+    assert _seconds(_Size(500, 5e6), small, large) == pytest.approx(3.5)
+    assert _seconds(small.size, small, large) == pytest.approx(1.5)
+    assert _peak_bytes(_Size(500, 5e6), small, large) == pytest.approx(2200)
+    assert _peak_bytes(large.size, small, large) == pytest.approx(1600)
+
+
+def test_steps_that_tell_no_rise_give_a_ratio_and_the_higher_peak():
+    same = measured(100, 1e6, 1.0, 1000)
+    assert _seconds(_Size(200, 2e6), same, same) == pytest.approx(2.0)
+    slower_when_small = measured(50, 5e5, 1.5, 1200)
+    assert _seconds(_Size(200, 2e6), slower_when_small, same) == pytest.approx(2e6 * 2.5 / 1.5e6)
+    assert _peak_bytes(_Size(200, 2e6), slower_when_small, same) == 1200
+    assert _fit((1.0, 1.0), (2.0, 3.0)) == (3.0, 0.0)
+
+
+def test_peak_memory_is_that_of_the_work_and_never_falls():
+    size = 64 * 2**20
+    before = peak_memory_bytes()
+    rise = peak_during(lambda: torch.ones(size // 4)) - peak_during(lambda: None)
+    assert rise > 0.8 * size or peak_memory_bytes() >= before + 0.8 * size or before > peak_memory_bytes() - size
+    assert peak_memory_bytes() >= before
+
+
+def test_a_run_keeps_predicted_beside_measured(make_model, examples, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(outlook, "LEAST_STEPS", 6)
+    trainer = Trainer(make_model(), settings(num_train_epochs=2), examples)
+    with caplog.at_level("INFO"):
+        kept = Outlook.of(tmp_path, trainer)
+        trainer.run(Reporters())
+        kept.compare()
+    found = json.loads((tmp_path / "prediction.json").read_text())
+    assert found["predicted"]["training_seconds"] > 0
+    assert found["measured"]["training_seconds"] == pytest.approx(trainer.train_seconds / 2)
+    assert found["measured"]["peak_memory_bytes"] == peak_memory_bytes()
+    assert math.isclose(
+        found["predicted"]["seconds_per_epoch"],
+        found["predicted"]["training_seconds"] + found["predicted"]["evaluation_seconds"],
+    )
+    assert caplog.messages[0].startswith("Predicted: ")
+    assert "Measured: " in caplog.messages[-1]
+
+
+def test_a_resumed_run_keeps_the_prediction_it_began_with_and_a_short_run_has_none(make_model, examples, tmp_path):
+    trainer = Trainer(make_model(), settings(), examples)
+    assert trainer.total_steps < outlook.LEAST_STEPS
+    Outlook.of(tmp_path, trainer).compare()
+    assert list(tmp_path.iterdir()) == []
+    predicted = predict(trainer)
+    (tmp_path / "prediction.json").write_text(json.dumps({"predicted": predicted.to_dict()}))
+    trainer.step = 4
+    assert Outlook.of(tmp_path, trainer).predicted == predicted
