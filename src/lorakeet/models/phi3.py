@@ -80,7 +80,8 @@ class Phi3Attention(nn.Module):
         H, K = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x_TD).view(x_TD.shape[0], H + 2 * K, self.head_dim)
         q_THE, k_TKE = rotate(qkv[:, :H], cos_TR, sin_TR), rotate(qkv[:, H : H + K], cos_TR, sin_TR)
-        v_TKE = qkv[:, H + K :]
+        # A copy: the values are kept for the backward pass, and as a view they would keep all of qkv with them.
+        v_TKE = qkv[:, H + K :].contiguous()
         if cache is not None:
             return cache.attend(q_THE, k_TKE, v_TKE, cu_seqlens, self.window)
         return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, parents)
