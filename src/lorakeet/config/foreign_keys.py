@@ -145,7 +145,6 @@ _LEARNING = (
     | refused("optim says everything about the optimizer; leave it out", "optim_args", "optim_target_modules",
               harmless=NOTHING)
     | refused("Say optim: adafactor", "adafactor")
-    | refused("Leave it out", "lr_scheduler_kwargs", harmless=NOTHING)
     | refused("Leave it out; seed orders the rows too", "data_seed", harmless=(None,))
     | noted("one seed decides every random number; on a CPU two runs are equal to the bit", "full_determinism")
     | refused("The last batch of an epoch is learned too; leave it out", "dataloader_drop_last")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lorakeet.config.foreign_keys import TRAINING_KEYS, TRAINING_RENAMED
+from lorakeet.config.schedules import SCHEDULES, ScheduleName, ScheduleOptions
 from lorakeet.config.strict import StrictModel
 from lorakeet.errors import ConfigError
 
@@ -45,8 +46,10 @@ class TrainingConfig(StrictModel):
     """Passes whose gradients add up to one optimizer step."""
     learning_rate: float = Field(2e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: ScheduleName = "cosine"
     """How the learning rate falls after warm-up."""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """What else the schedule is told, for example {min_lr_rate: 0.1}."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     """Part of all steps over which the learning rate rises from zero."""
     warmup_steps: int = Field(0, ge=0)
@@ -129,6 +132,23 @@ class TrainingConfig(StrictModel):
                 "E-CFG-39", f"num_train_epochs is {self.num_train_epochs:g} and max_steps is {self.max_steps}",
                 place="training_config", fix="Choose one; max_steps: -1 counts epochs",
             )  # fmt: skip
+        return self
+
+    @property
+    def schedule(self) -> ScheduleOptions:
+        """The schedule's options, its own defaults among them."""
+        return SCHEDULES[self.lr_scheduler_type](**(self.lr_scheduler_kwargs or {}))
+
+    @model_validator(mode="after")
+    def _schedule_ends_below_its_peak(self) -> "TrainingConfig":
+        options = self.schedule
+        for name in ("min_lr", "lr_end"):
+            end = getattr(options, name, None)
+            if end is not None and end >= self.learning_rate:
+                raise ConfigError(
+                    "E-CFG-144", f"{name} is {end:g}, learning_rate, from which it falls, is {self.learning_rate:g}",
+                    place=options.section, fix=f"Set {name} below learning_rate",
+                )  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ from lorakeet.training.memory import peak_memory_bytes
 from lorakeet.training.metrics import Reporters, Row
 from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
 from lorakeet.training.rng import get_rng_states, set_rng_states
-from lorakeet.training.schedule import learning_rate
+from lorakeet.training.schedule import check_schedule, learning_rate
 from lorakeet.training.state import give_optimizer, give_params, take_optimizer
 from lorakeet.training.stopping import StopRequest
 
@@ -130,6 +130,7 @@ class Trainer:
         self.rows = self._fill_rows()
         num_rows = len(train_examples) if self.rows is None else len(self.rows)
         self.steps_per_epoch, self.total_steps = num_steps(config, num_rows)
+        check_schedule(config, self.total_steps)
         self.step = 0
         self.num_tokens = 0
         self.num_supervised_tokens = 0
