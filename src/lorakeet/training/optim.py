@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lorakeet.config import TrainingConfig
-from lorakeet.errors import ConfigError, MissingExtraError
+from lorakeet.errors import ConfigError, MissingExtraError, TrainingError
 from lorakeet.lora.layers import Embedding
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ Group = dict[str, Any]
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Build the optimizer that `config.optim` names, over the model's trainable parameters.
 
-    Raises: MissingExtraError where its package is not installed; ConfigError where it does not run on this device.
+    Raises: MissingExtraError where its package is not installed; ConfigError where it does not run on this device;
+    TrainingError where a parameter would train in less than float32.
     """
     groups = param_groups(model, config)
     rate = {"lr": config.learning_rate}
@@ -67,6 +68,11 @@ def param_groups(model: nn.Module, config: TrainingConfig) -> list[Group]:
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
+        if param.dtype != torch.float32:
+            raise TrainingError(
+                "E-TRAIN-16", f"{name} trains in {str(param.dtype).removeprefix('torch.')}, where small updates "
+                "round away", fix="Train with bf16: false, or adapters alone",
+            )  # fmt: skip
         ratio = 1.0
         if param in of_embeddings:
             ratio = config.loraplus_lr_embedding / config.learning_rate

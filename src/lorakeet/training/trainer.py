@@ -89,6 +89,8 @@ def train_step(
         with stop.droppable() if stop else nullcontext():
             loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
             share = loss_sum / supervised
+            if not share.requires_grad:
+                raise TrainingError("E-TRAIN-17", "no gradient reaches any parameter")
             share.backward()
         loss = loss + share.detach().cpu()
     grad_norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
