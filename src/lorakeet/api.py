@@ -86,8 +86,8 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The run's whole configuration."""
-        return RunConfig(**load_yaml(self.directory / "config.yaml"))
+        """The run's whole configuration; where it is written is where it lies now."""
+        return _with_settings(RunConfig(**load_yaml(self.directory / "config.yaml")), output_dir=str(self.directory))
 
     @property
     def adapter_directory(self) -> Path:
@@ -182,11 +182,6 @@ def open_run(path: str | Path | None = None) -> Run:
     return Run(found[-1].parent)
 
 
-def saved_config(run_directory: str | Path | None = None) -> Path:
-    """Give the configuration file of a run; of the newest one where none is named."""
-    return open_run(run_directory).directory / "config.yaml"
-
-
 def load(run_or_model: str | Path | None = None) -> Loaded:
     """Load a run with its adapter, or a plain model; the newest run where nothing is named."""
     if run_or_model is None or (Path(run_or_model) / "config.yaml").is_file():
@@ -235,7 +230,8 @@ def train(
     directory = _run_directory(config)
     run = Run(directory)
     config = _with_settings(config, output_dir=str(directory))
-    is_new = _check_run_directory(directory, resume=resume, restart=restart)
+    with durable.writing(directory):
+        is_new = _check_run_directory(directory, resume=resume, restart=restart)
     with StopRequest() as stop, checkpoint.lock(directory), run_log() as begin_log:
         for note in config.notes:
             logger.info("Note: %s.", note)
@@ -354,9 +350,13 @@ def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
 
 
 def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> None:
-    """Write the whole configuration, with the system prompt of the rows where they share one: a chat needs it too."""
+    """Write the whole configuration, with the system prompt of the rows where they share one: a chat needs it too.
+
+    It says nothing of where it lies: repeated, it is a new run, in a new directory.
+    """
     if config.data.system is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"system": data.system})})
+    config = _with_settings(config, output_dir=None)
     durable.write_file(directory / "config.yaml", dump_yaml(config).encode())
 
 

@@ -52,7 +52,6 @@ def command(
         logging.getLogger("lorakeet").setLevel(logging.DEBUG)
     flags: dict[str, dict[str, Any]] = {
         "training_config": {
-            "output_dir": str(output) if output else None,
             "run_name": name,
             "num_train_epochs": epochs,
             "max_steps": max_steps,
@@ -74,8 +73,11 @@ def command(
             "truncation": truncation,
         },
     }
-    saved = api.saved_config(output) if resume and model is None else None
-    resolved = resolve_config(file=config or saved, model=model, flags=flags, assignments=assignments or [])
+    if resume and model is None and config is None:
+        output = api.open_run(output).directory
+        config = output / "config.yaml"
+    flags["training_config"]["output_dir"] = str(output) if output else None
+    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
     run = api.train(config=resolved, resume=resume, restart=restart)
     if as_json:
         print(json.dumps(run.summary))

@@ -64,10 +64,10 @@ def lock(run_directory: Path) -> Iterator[None]:
 
     What killed writers left unfinished in it is deleted, since nobody can be writing any more.
     """
-    is_new = not run_directory.exists()
     holder = run_directory / ".lock.pid"
     held = FileLock(run_directory / ".lock", blocking=False)
     with durable.writing(run_directory):
+        is_new = not run_directory.exists()
         durable.make_directory(run_directory)
         try:
             held.acquire()
