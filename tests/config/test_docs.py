@@ -32,8 +32,7 @@ def written_tables():
         for names in groups.values():
             known = keys[names[0]]
             only = "never stops" if known.harmless is None else ", ".join(f"`{value!r}`" for value in known.harmless)
-            text = known.instead[0].upper() + known.instead[1:]
-            lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {only} | {text} |")
+            lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {only} | {known.instead} |")
         lines.append("")
     names = ", ".join(f"`{theirs}` = `{ours}`" for theirs, ours in TRAINING_RENAMED.items())
     return "\n".join([*lines, f"Earlier names are read as today's: {names}."]) + "\n"
