@@ -81,14 +81,19 @@ def predict(trainer: Trainer) -> Prediction:
     passes = sorted(_passes(trainer, trainer.steps_per_epoch), key=_num_tokens)
     largest = heapq.nlargest(4, _passes(trainer, trainer.total_steps), key=_num_tokens)
     model.train()
-    small, large = _calibrate(model, [passes[len(passes) // 4], passes[(3 * len(passes)) // 4]])
+    is_noisy = bool(config.neftune_noise_alpha)
+    small, large = _calibrate(model, [passes[len(passes) // 4], passes[(3 * len(passes)) // 4]], is_noisy)
     tokens = sum(_num_tokens(part) for part in passes)
     # Evenly over the sorted passes.
-    sampled = [_size(model, passes[i]) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}]
+    sampled = [
+        _size(model, passes[i], is_noisy) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}
+    ]
     train_s = len(passes) * statistics.fmean(_seconds(size, small, large) for size in sampled)
     evaluation_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
     evaluations = {"no": 0.0, "epoch": 1.0, "steps": trainer.steps_per_epoch / config.eval_steps}[config.eval_strategy]
-    peak = max(_peak_bytes(_size(model, part), small, large) for part in largest) + _optimizer_bytes_to_come(trainer)
+    peak = max(_peak_bytes(_size(model, part, is_noisy), small, large) for part in largest) + _optimizer_bytes_to_come(
+        trainer
+    )
     return Prediction(
         training_seconds=train_s,
         evaluation_seconds=evaluations * evaluation_s,
@@ -116,31 +121,31 @@ def _num_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.input_ids) for example in examples)
 
 
-def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]]) -> list[_Measured]:
+def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]], is_noisy: bool) -> list[_Measured]:
     """Measure a small and a large pass, after one that compiles."""
     parts = [_at_most(part, limit) for part, limit in zip(passes, (MOST_TOKENS // 2, MOST_TOKENS), strict=True)]
     device = model.lm_head.weight.device
     seconds: list[list[float]] = [[], []]
     peaks = [0, 0]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _forward_backward(model, parts[0])
+        _forward_backward(model, parts[0], is_noisy)
         for _ in range(2):
             for i, part in enumerate(parts):
                 start = time.perf_counter()
-                peaks[i] = max(peaks[i], peak_during(partial(_forward_backward, model, part)))
+                peaks[i] = max(peaks[i], peak_during(partial(_forward_backward, model, part, is_noisy)))
                 seconds[i].append(time.perf_counter() - start)
             if sum(map(sum, seconds)) > 2 * LONG_S:
                 break
     model.zero_grad(set_to_none=True)
     return [
-        _Measured(_size(model, part), statistics.fmean(times), peak)
+        _Measured(_size(model, part, is_noisy), statistics.fmean(times), peak)
         for part, times, peak in zip(parts, seconds, peaks, strict=True)
     ]
 
 
-def _forward_backward(model: Phi3ForCausalLM, examples: list[Example]) -> None:
+def _forward_backward(model: Phi3ForCausalLM, examples: list[Example], is_noisy: bool) -> None:
     model.zero_grad(set_to_none=True)
-    batch = pack_for(model, examples)
+    batch = pack_for(model, examples, is_noisy=is_noisy)
     (packed_loss(model, batch) / batch.num_supervised_tokens).backward()
     torch.nn.utils.clip_grad_norm_((param for param in model.parameters() if param.requires_grad), math.inf)
     if batch.input_ids_T.is_cuda:
@@ -157,9 +162,9 @@ def _at_most(examples: list[Example], limit: int) -> list[Example]:
     return taken
 
 
-def _size(model: Phi3ForCausalLM, examples: Sequence[Example]) -> _Size:
+def _size(model: Phi3ForCausalLM, examples: Sequence[Example], is_noisy: bool = False) -> _Size:
     """Say what decides the cost of a pass over `examples`."""
-    config, batch = model.config, pack_for(model, examples)
+    config, batch = model.config, pack_for(model, examples, is_noisy=is_noisy)
     width = config.num_attention_heads * config.head_dim
     qkv = width + 2 * config.num_key_value_heads * config.head_dim
     layer = config.hidden_size * (qkv + width + 3 * config.intermediate_size)
