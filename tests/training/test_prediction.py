@@ -54,9 +54,10 @@ def test_shared_beginnings_count_once_and_long_documents_more_than_short_ones(ma
     model = make_model()
     one, twice = _size(model, examples[2:3]), _size(model, [examples[2], examples[2]])
     assert one.tokens == twice.tokens == len(examples[2].input_ids)
-    whole = Example(examples[0].input_ids + examples[1].input_ids, ((2, 9),))
-    parts = [Example(row.input_ids, spans) for row, spans in ((examples[0], ((2, 9),)), (examples[1], ()))]
-    whole_size, parts_size = _size(model, [whole]), _size(model, [parts[1], parts[0]])
+    first, second = examples[1:3]
+    whole = Example(first.input_ids + second.input_ids, ((2, 9),))
+    parts = [Example(first.input_ids, ((2, 9),)), Example(second.input_ids, ())]
+    whole_size, parts_size = _size(model, [whole]), _size(model, parts)
     assert whole_size.tokens == parts_size.tokens
     assert whole_size.work > parts_size.work
 
