@@ -6,6 +6,7 @@ puts the stages together in the order of the data's way; none of them computes a
 
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -21,18 +22,19 @@ from typing import Any
 import torch
 
 from lorakeet import __version__
-from lorakeet.config import RunConfig, dump_yaml, load_yaml, resolve_config
+from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.pack import packing_stats
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.embedded import toolcalls
 from lorakeet.embedded.scoring import score
-from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.errors import CheckpointError, ConfigError, MissingExtraError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
-from lorakeet.export.merge import Merged, merge
+from lorakeet.export.drift import measure_drift, reference_logits
+from lorakeet.export.merge import Merged, check_merge, merge
 from lorakeet.files import durable
 from lorakeet.infer.chat import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
@@ -43,8 +45,10 @@ from lorakeet.lora.targets import find_targets
 from lorakeet.models import registry, weights
 from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.quantized import load_quantized_model
 from lorakeet.models.recompute import recompute_activations
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
+from lorakeet.quant.layers import num_weights
 from lorakeet.training import checkpoint, prediction
 from lorakeet.training.coverage import check_coverage
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
@@ -57,6 +61,7 @@ from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+FULL_PRECISION = QuantizationConfig()
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Run:
     def load(self) -> Loaded:
         """Load the base model with this run's adapter in it."""
         config = self.config
-        loaded = load_model(config.model, bf16=config.training_config.bf16, template=config.data.template)
+        loaded = load_base(config)
         load_adapter(loaded.model, self.adapter_directory, base_hash=weights.fingerprint(loaded.directory))
         loaded.model.eval()
         return dataclasses.replace(loaded, run=self)
@@ -159,14 +164,30 @@ class Run:
         return evaluation.compare(loaded.model, with_base=base)
 
     def merge(self, output: str | Path, *, dtype: str | None = None) -> Merged:
-        """Write base model and adapter as one plain Hugging Face directory, in the base's dtype unless one is named."""
+        """Write base model and adapter as one plain Hugging Face directory, in the base's dtype unless one is named.
+
+        A run over a quantised base is merged into the 16-bit one; the result then says how much that changes.
+        """
         known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
         if dtype is not None and dtype not in known:
             raise ConfigError(
                 "E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
             )
-        base = registry.resolve(self.config.model)
-        return merge(base, self.adapter_directory, Path(output), dtype=known[dtype] if dtype is not None else None)
+        base, output = registry.resolve(self.config.model), Path(output)
+        check_merge(base, output)
+        # The trained model's logits first: one model in memory at a time.
+        before = self._reference_logits() if self.config.quantization_config.is_on else None
+        merged = merge(base, self.adapter_directory, output, dtype=known[dtype] if dtype is not None else None)
+        if before is None:
+            return merged
+        model, template = load_model(str(output), bf16=self.config.bf16).model, self.config.data.template
+        tokenizer = load_tokenizer(base)
+        after = reference_logits(model, tokenizer, template_for(tokenizer, name=template))
+        return dataclasses.replace(merged, drift=measure_drift(before, after))
+
+    def _reference_logits(self) -> torch.Tensor:
+        loaded = self.load()
+        return reference_logits(loaded.model, loaded.tokenizer, loaded.template)
 
 
 def open_run(path: str | Path | None = None) -> Run:
@@ -189,12 +210,35 @@ def load(run_or_model: str | Path | None = None) -> Loaded:
     return load_model(str(run_or_model))
 
 
-def load_model(name: str, *, bf16: bool | None = None, template: str | None = None) -> Loaded:
-    """Load a base model by alias, directory or hub id, on the best device and in the best dtype of this machine."""
+def load_base(config: RunConfig, *, bf16: bool | None = None) -> Loaded:
+    """Load the base model of a run, in as many bits as its configuration says; `bf16` is the configuration's if None."""
+    bf16 = config.bf16 if bf16 is None else bf16
+    return load_model(
+        config.model, bf16=bf16, template=config.data.template, quantization=config.quantization_config
+    )
+
+
+def load_model(
+    name: str,
+    *,
+    bf16: bool | None = None,
+    template: str | None = None,
+    quantization: QuantizationConfig = FULL_PRECISION,
+) -> Loaded:
+    """Load a base model by alias, directory or hub id, on the best device and in the best dtype of this machine.
+
+    Raises: MissingExtraError where it is to be quantised and bitsandbytes is not installed.
+    """
+    if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     directory = registry.resolve(name)
     tokenizer = load_tokenizer(directory)
-    model = weights.load_model(directory, dtype=choose_dtype(bf16, device), device=device)
+    dtype = choose_dtype(bf16, device)
+    if quantization.is_on:
+        model = load_quantized_model(directory, quantization, dtype=dtype, device=device)
+    else:
+        model = weights.load_model(directory, dtype=dtype, device=device)
     return Loaded(model.eval(), tokenizer, template_for(tokenizer, name=template), directory)
 
 
@@ -205,6 +249,7 @@ def train(
     training_config: Mapping[str, Any] | None = None,
     peft_config: Mapping[str, Any] | None = None,
     data_config: Mapping[str, Any] | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
     config: RunConfig | None = None,
     resume: bool = False,
     restart: bool = False,
@@ -217,6 +262,7 @@ def train(
         training_config: keys of TrainingConfig, under transformers.TrainingArguments' names.
         peft_config: keys of LoraConfig, under peft.LoraConfig's names.
         data_config: keys of DataConfig.
+        quantization_config: keys of QuantizationConfig, under transformers.BitsAndBytesConfig's names.
         config: a whole configuration, in place of all the above.
         resume: go on from the newest valid checkpoint in output_dir; begin where there is none.
         restart: begin again in an output_dir that holds a run, whose files are moved into its folder old-1.
@@ -226,6 +272,7 @@ def train(
         sources = [data] if isinstance(data, str) else list(data or [])
         sections = {"data": {**({"train": sources} if sources else {}), **(data_config or {})}}
         sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
+        sections |= {"quantization_config": dict(quantization_config or {})}
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
     directory = _run_directory(config)
     run = Run(directory)
@@ -245,11 +292,11 @@ def _train_in(
     """Do the work of `train` in a run directory that is ours alone."""
     settings = config.training_config
     with stop.droppable():
-        bf16 = settings.bf16
+        bf16 = config.bf16
         if resume and bf16 is None:  # measured when the run began, and not to be measured otherwise now
             dtype = checkpoint.recorded_identity(run.directory).get("dtype")
             bf16 = None if dtype is None else dtype == "torch.bfloat16"
-        loaded = load_model(config.model, bf16=bf16, template=config.data.template)
+        loaded = load_base(config, bf16=bf16)
         model = loaded.model
         config = _in_names_of(model, config)
         longest = model.config.max_position_embeddings
@@ -453,15 +500,18 @@ def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
     """Say in one line what is about to happen."""
     weight, rows = trainer.model.lm_head.weight, data.train
     trainable = sum(param.numel() for param in trainer.named_params.values())
-    total = sum(param.numel() for param in trainer.model.parameters())
+    total = num_weights(trainer.model)
+    quantization = config.quantization_config
+    bits = f" over a base of {8 if quantization.load_in_8bit else 4} bits" if quantization.is_on else ""
     packed = ""
     if trainer.rows is not None:
         length = config.training_config.max_length or 0
         stats = packing_stats([len(example.input_ids) for example in rows.examples], trainer.rows, length)
         packed = f"Packed into {stats.num_rows:,} rows of {length:,} tokens, {stats.waste:.1%} of them empty. "
     where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    dtype = str(weight.dtype).removeprefix("torch.")
     return (
-        f"{config.model}: {trainable:,} of {total:,} parameters train, in {str(weight.dtype).removeprefix('torch.')} "
+        f"{config.model}: {trainable:,} of {total:,} parameters train, in {dtype}{bits} "
         f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
         f"{rows.num_supervised_tokens:,} of them learned; "
         f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."

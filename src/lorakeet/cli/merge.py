@@ -28,4 +28,9 @@ def command(
                           for key, value in dataclasses.asdict(merged).items()}))  # fmt: skip
     else:
         print(f"{merged.num_merged} weights merged, in {merged.dtype}: {merged.directory}")
+        if merged.drift is not None:
+            print(
+                f"Trained over a quantised base, merged into the 16-bit one: their next-token distributions differ by "
+                f"{merged.drift.mean_kl:.4f} nats on average, {merged.drift.max_kl:.4f} at most."
+            )
         print(f"Talk to it: lorakeet chat {merged.directory}")

@@ -25,6 +25,8 @@ def command(
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     r: Annotated[int | None, typer.Option(help="Rank of the adapters.")] = None,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Hold the base in 4 bits (QLoRA).")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Hold the base in 8 bits.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest conversation, in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.")] = None,
@@ -61,6 +63,7 @@ def command(
             "seed": seed,
         },
         "peft_config": {"r": r},
+        "quantization_config": {"load_in_4bit": load_in_4bit or None, "load_in_8bit": load_in_8bit or None},
         "data": {
             "train": data or None,
             "eval": eval_data or None,

@@ -5,6 +5,7 @@ Unknown keys stop with the nearest known name; nothing is ever dropped in silenc
 """
 
 from lorakeet.config.lora import LoraConfig
+from lorakeet.config.quantization import QuantizationConfig
 from lorakeet.config.resolve import dump_yaml, pairs, resolve_config, with_overrides
 from lorakeet.config.run import DataConfig, RunConfig
 from lorakeet.config.training import TrainingConfig
@@ -13,6 +14,7 @@ from lorakeet.config.yaml_file import load_yaml
 __all__ = [
     "DataConfig",
     "LoraConfig",
+    "QuantizationConfig",
     "RunConfig",
     "TrainingConfig",
     "dump_yaml",

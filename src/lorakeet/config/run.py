@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lorakeet.config.lora import LoraConfig
+from lorakeet.config.quantization import QuantizationConfig
 from lorakeet.config.strict import StrictModel
 from lorakeet.config.training import TrainingConfig
+from lorakeet.errors import ConfigError
 
 
 class DataConfig(StrictModel):
@@ -55,11 +57,29 @@ class RunConfig(StrictModel):
     """How to train."""
     peft_config: LoraConfig = LoraConfig()
     """Where the adapters go."""
+    quantization_config: QuantizationConfig = QuantizationConfig()
+    """In how many bits the frozen base is held."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Say, a line each, which keys were accepted without an effect, and what stands in their place."""
         return (*self.training_config.notes, *self.peft_config.notes)
+
+    @model_validator(mode="after")
+    def _one_compute_dtype(self) -> "RunConfig":
+        wanted, bf16 = self.quantization_config.bnb_4bit_compute_dtype, self.training_config.bf16
+        if wanted is not None and bf16 is not None and bf16 != (wanted == "bfloat16"):
+            raise ConfigError(
+                "E-CFG-171", f"is {wanted}, and training_config.bf16 is {bf16}",
+                place="quantization_config.bnb_4bit_compute_dtype", fix="Leave one of them out",
+            )  # fmt: skip
+        return self
+
+    @property
+    def bf16(self) -> bool | None:
+        """Whether the model computes in bfloat16; None where the machine decides."""
+        wanted = self.quantization_config.bnb_4bit_compute_dtype
+        return self.training_config.bf16 if wanted is None else wanted == "bfloat16"
 
     @model_validator(mode="before")
     @classmethod

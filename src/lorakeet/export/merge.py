@@ -15,6 +15,7 @@ import torch
 
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.export.drift import Drift
 from lorakeet.files.durable import new_directory, require_space, write_file, writing
 from lorakeet.lora.adapter import load_adapter
 from lorakeet.lora.inject import lora_layers
@@ -39,6 +40,8 @@ class Merged:
     num_bytes: int
     base_hash: str
     """Fingerprint of the base model's weights."""
+    drift: Drift | None = None
+    """How far the merged model is from the trained one, where that had a quantised base."""
 
 
 def merge(
@@ -49,9 +52,10 @@ def merge(
 
     Raises:
         ConfigError: E-CFG-48 where `output` holds something, 46 where it cannot be written, 47 where the disk is full.
-        AdapterError: E-ADPT-64 for another base, 108 for an update of tied weights, 109 for one too large.
+        AdapterError: E-ADPT-64 for another base, 70 for a base stored in 4 or 8 bits, 108 for an update of
+            tied weights, 109 for one too large.
     """
-    _check_output(output)
+    check_merge(base, output)
     base_hash = weights.fingerprint(base)
     model = weights.load_model(base)
     load_adapter(model, adapter, base_hash=base_hash)
@@ -100,6 +104,24 @@ def _check_tied(model: Phi3ForCausalLM) -> None:
         raise AdapterError(
             "E-ADPT-108", f"the adapter changes {', '.join(tied)}, which this model ties to {' and '.join(_TIED)}",
             fix="Train without embedding and head, or use the adapter unmerged",
+        )  # fmt: skip
+
+
+def check_merge(base: Path, output: Path) -> None:
+    """Refuse what cannot be merged or written, before anything is loaded.
+
+    Raises: as `merge`.
+    """
+    _check_output(output)
+    _check_base(base)
+
+
+def _check_base(base: Path) -> None:
+    """Refuse a base model that is stored in 4 or 8 bits: rounding would take the update away again."""
+    if read_json(base / "config.json").get("quantization_config") is not None:
+        raise AdapterError(
+            "E-ADPT-70", "this base is quantised, and merging needs its 16-bit weights", place=str(base),
+            fix="Name the model it was quantised from",
         )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from lorakeet.lora.attention import MultiheadAttention, adapted_attention, read_
 from lorakeet.lora.conv import adapted_conv
 from lorakeet.lora.layers import Embedding, Linear
 from lorakeet.lora.merging import MergeableLayer
+from lorakeet.lora.quant import adapted_quantized
 from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_transformers_conv1d
+from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 Builder = Callable[[nn.Module, Target, LoraConfig], MergeableLayer]
 _NOTE = "_lorakeet_injection"
@@ -187,7 +189,8 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
             fix="Leave it out with exclude_modules, or name the layers inside it",
         )
     weight = None if isinstance(module, nn.MultiheadAttention) else module._parameters.get("weight")
-    if not isinstance(module, nn.MultiheadAttention) and (weight is None or not weight.is_floating_point()):
+    has_no_weight = isinstance(module, nn.MultiheadAttention | QuantizedLinear)
+    if not has_no_weight and (weight is None or not weight.is_floating_point()):
         found = "is computed from other parameters" if weight is None else f"is of type {weight.dtype}"
         raise ConfigError(
             "E-CFG-162",
@@ -291,6 +294,11 @@ def _conv1d_hf(module: nn.Module, target: Target, config: LoraConfig) -> Mergeab
     return adapted_conv1d(module, r=target.r, lora_alpha=target.lora_alpha, lora_dropout=config.lora_dropout)
 
 
+def _quantized(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+    """Build the LoRA layer of a quantised linear layer."""
+    return adapted_quantized(module, r=target.r, lora_alpha=target.lora_alpha, lora_dropout=config.lora_dropout)
+
+
 BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Linear: _linear,
     NonDynamicallyQuantizableLinear: _read_linear,
@@ -299,6 +307,8 @@ BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
     nn.MultiheadAttention: _attention,
+    Linear4bit: _quantized,
+    Linear8bit: _quantized,
 }
 """Which layer takes the place of which; exact types, so that no subclass loses what it adds."""
 

@@ -13,11 +13,12 @@ from torch import nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import ConfigError
+from lorakeet.quant.layers import QuantizedLinear
 
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
 _SHOWN = 12
-_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+_ADAPTABLE = (nn.Linear, QuantizedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def target_of(path: str, config: LoraConfig) -> Target:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell whether `module` is a linear layer: nn.Linear or the Conv1D of transformers' GPT-2."""
-    return isinstance(module, nn.Linear) or is_transformers_conv1d(module)
+    """Tell whether `module` is a linear layer: nn.Linear, a quantised one, or the Conv1D of transformers' GPT-2."""
+    return isinstance(module, nn.Linear | QuantizedLinear) or is_transformers_conv1d(module)
 
 
 def is_transformers_conv1d(module: nn.Module) -> bool:

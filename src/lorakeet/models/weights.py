@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapp
 from lorakeet.models.config import Phi3Config, read_json
 from lorakeet.models.phi3 import Phi3ForCausalLM
 
+Put = Callable[[nn.Module, Iterable[str], torch.Tensor], torch.Tensor]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -62,27 +63,33 @@ def load_model(
 
 
 def load_weights(
-    model: nn.Module, directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    model: nn.Module,
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    put: Put | None = None,
 ) -> None:
     """Give every parameter of `model` (built on the meta device, best) its value from `directory`.
 
     Parameters that are one tensor in the model stay one; the checkpoint may name it once or, if equal, repeatedly.
+    `put` is called with the model, all names of a parameter and its value, and gives the parameter it has put there.
 
     Raises: ModelError, before anything is loaded, where files are broken or names and shapes differ.
     """
     checkpoint = open_checkpoint(Path(directory))
     entries = checkpoint.entries()
-    aliases = _aliases(model)
-    _check_names_and_shapes(entries, model, aliases, str(directory))
+    all_names = aliases(model)
+    _check_names_and_shapes(entries, model, all_names, str(directory))
     dtype = dtype or _main_dtype(entries)
-    loaded: dict[str, nn.Parameter] = {}
+    loaded: dict[str, torch.Tensor] = {}
     for name, stored in _read(checkpoint):
         tensor = stored.to(device=device, dtype=dtype)
         if name not in loaded:
-            loaded |= dict.fromkeys(aliases[name], _replace(model, aliases[name], tensor))
+            loaded |= dict.fromkeys(all_names[name], (put or put_parameter)(model, all_names[name], tensor))
         elif not torch.equal(loaded[name], tensor):
             raise ModelError(
-                "E-MODEL-107", f"{' and '.join(aliases[name])} differ, but config.json says that they are one",
+                "E-MODEL-107", f"{' and '.join(all_names[name])} differ, but config.json says that they are one",
                 place=str(directory), fix="Set tie_word_embeddings to false in config.json",
             )  # fmt: skip
 
@@ -94,7 +101,7 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, mapping.read(entry)
 
 
-def _replace(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:
+def put_parameter(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:
     """Put one new parameter in all the places `names`."""
     parameter = nn.Parameter(tensor)
     for name in names:
@@ -105,7 +112,7 @@ def _replace(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn
     return parameter
 
 
-def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Give, for each parameter name, all names of the same parameter."""
     names: dict[int, tuple[str, ...]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -1,0 +1,183 @@
+"""A model whose linear layers are quantised: made from 16-bit weights once, and read from the cache after that.
+
+data in: a model directory, how to quantise → out: the model, its norms, embeddings and output head in 16 bits. One
+tensor at a time is read and quantised, so the 16-bit model is never in memory. The cache holds one file a base model
+and configuration, in bitsandbytes' layout; it is found by the hash of the base's weights and checked by its own hash.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorakeet.config import QuantizationConfig
+from lorakeet.errors import ModelError
+from lorakeet.models import weights
+from lorakeet.models.cache import cache_dir, remembered_hash
+from lorakeet.models.config import Phi3Config
+from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.safetensors_file import QUANTIZED_DTYPES, SafetensorsWriter, mapped, read_header
+from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""To be raised whenever the same weights would be quantised to other numbers, or the file's layout changes."""
+_FILE, _HASH = "model.safetensors", "sha256.json"
+_MARGIN = 1.2
+"""Free space asked for, as a multiple of the file."""
+
+
+def load_quantized_model(
+    directory: Path, quantization: QuantizationConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Phi3ForCausalLM:
+    """Build the model of a directory with its linear layers quantised, in evaluation mode.
+
+    Raises: ModelError, as `weights.load_model`, and where a weight is not finite.
+    """
+    directory = Path(directory)
+    config = Phi3Config.from_directory(directory)
+    with torch.device("meta"):
+        model = Phi3ForCausalLM(config)
+    cached = cache_dir() / "quantized" / _key(directory, quantization, dtype)
+    if _is_whole(cached):
+        _read(model, cached / _FILE, dtype)
+    else:
+        _quantize(model, directory, quantization, dtype)
+        _write(model, cached)
+    return model.to(device).eval()
+
+
+def quantized_paths(model: nn.Module) -> list[str]:
+    """Give the paths of the layers that are quantised: every linear layer but the output head."""
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != "lm_head"]
+
+
+def _key(directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> str:
+    """Name what the quantised weights depend on."""
+    how = {"bits": 8} if quantization.load_in_8bit else {
+        "bits": 4, "type": quantization.bnb_4bit_quant_type, "double": quantization.bnb_4bit_use_double_quant,
+    }  # fmt: skip
+    facts = [FORMAT, weights.fingerprint(directory), str(dtype), how]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _quantize(model: nn.Module, directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> None:
+    """Read the 16-bit weights and quantise each as it comes."""
+    layers = {f"{path}.weight": path for path in quantized_paths(model)}
+
+    def put(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> torch.Tensor:
+        (name, *_) = names = list(names)
+        if name not in layers:
+            return weights.put_parameter(model, names, tensor)
+        try:
+            layer = quantize_weight(tensor, quantization)
+        except ModelError as error:
+            raise ModelError(error.code, f"{name}: {error.message}", place=str(directory), fix=error.fix) from None
+        model.set_submodule(layers[name], layer)
+        return layer.weight
+
+    weights.load_weights(model, directory, dtype=dtype, put=put)
+
+
+def quantize_weight(weight: torch.Tensor, quantization: QuantizationConfig) -> QuantizedLinear:
+    """Build the quantised layer of a weight, (out, in).
+
+    Raises: ModelError where the weight is not finite.
+    """
+    if quantization.load_in_8bit:
+        return Linear8bit.quantize(weight)
+    return Linear4bit.quantize(
+        weight,
+        quant_type=quantization.bnb_4bit_quant_type,
+        double_quant=quantization.bnb_4bit_use_double_quant,
+    )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give everything that the cache holds, under the names bitsandbytes would save it by."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    for path, layer in layers.items():
+        for name, tensor in layer.weight_tensors().items():
+            yield f"{path}.{name}", tensor
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in layers:
+            yield name, parameter.detach()
+
+
+def _write(model: nn.Module, directory: Path) -> None:
+    """Write the cache, whole or not at all; a cache that cannot be written costs time at the next start, no more."""
+    draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    try:
+        draft.mkdir(parents=True)
+        # The widest types first, so that every tensor is aligned.
+        tensors = dict(sorted(_tensors(model), key=lambda item: -item[1].element_size()))
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        if shutil.disk_usage(draft).free < needed * _MARGIN:
+            logger.warning("No room to keep the quantised weights (%d MB); they will be made again.", needed >> 20)
+            return
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        writer = SafetensorsWriter(draft / _FILE, shapes, {name: tensor.dtype for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+        writer.close()
+        (draft / _HASH).write_text(json.dumps({"sha256": _sha256(draft / _FILE)}) + "\n", encoding="utf-8")
+        if directory.exists():  # damaged, or another process was faster
+            shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    except OSError as error:
+        logger.warning("The quantised weights could not be kept (%s); they will be made again.", error)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Tell whether the cache is there, and byte for byte what was written; an unchanged file is not read again."""
+    file = directory / _FILE
+    try:
+        expected = json.loads((directory / _HASH).read_text(encoding="utf-8"))["sha256"]
+        return remembered_hash("sha256", [file], lambda: _sha256(file)) == expected
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    hasher = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
+    """Give the model its weights from the cache."""
+    entries = read_header(file, QUANTIZED_DTYPES)
+    paths = quantized_paths(model)
+    owned: dict[str, list[str]] = {path: [] for path in paths}
+    for name in entries:
+        path = next((p for p in _prefixes(name) if p in owned), None)
+        if path is not None:
+            owned[path].append(name)
+    with mapped(file) as mapping:
+        for path, names in owned.items():
+            tensors = {name.removeprefix(f"{path}."): mapping.read(entries[name]) for name in names}
+            is_8bit = "SCB" in tensors
+            layer = Linear8bit.from_tensors(tensors, dtype) if is_8bit else Linear4bit.from_tensors(tensors)
+            model.set_submodule(path, layer)
+        taken = {name for names in owned.values() for name in names}
+        for aliases in dict.fromkeys(weights.aliases(model).values()):
+            stored = next((alias for alias in aliases if alias in entries and alias not in taken), None)
+            if stored is not None:
+                weights.put_parameter(model, aliases, mapping.read(entries[stored]))
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Give the paths that a tensor's name begins with."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
