@@ -23,7 +23,7 @@ ROW = 512
 LINEARS = {"qkv_proj": (9216, 3072), "o_proj": (3072, 3072), "gate_up_proj": (16384, 3072), "down_proj": (3072, 8192)}
 
 
-def best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
+def best_seconds(run: Callable[[], object], repeats: int = 25) -> float:
     """Time a call, warmed up."""
     run()
     seconds = []

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.config import QuantizationConfig
 from lorakeet.errors import ModelError
 from lorakeet.models import weights
-from lorakeet.models.cache import cache_dir, remembered_hash
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.safetensors_file import QUANTIZED_DTYPES, SafetensorsWriter, mapped, read_header
