@@ -1,6 +1,7 @@
 """QLoRA: what dequantising costs, and training over a 4-bit base beside PEFT + bitsandbytes, as JSON lines.
 
 usage: python -m benchmarks.qlora dequantize
+       python -m benchmarks.qlora demo RUN_DIR
        python -m benchmarks.qlora {lorakeet,peft} MODEL_DIR TOKENS STEPS
 
 `dequantize` times our dequantisation and bitsandbytes' for the layers of Phi-3-mini, and, in the same run, copying
@@ -8,6 +9,7 @@ and writing as many bytes: what the memory allows. `lorakeet` and `peft` train r
 rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. PEFT gets the same
 care as in `benchmarks.system`, and its adapters bfloat16; the caller keeps glibc from returning pages (see
 docs/benchmarks.md). For lorakeet, the seconds of loading are those of a first start or of one from the cache.
+`demo` is `lorakeet demo` over a 4-bit base, without the score before training.
 """
 
 import json
@@ -135,6 +137,26 @@ def peft(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float, lis
     return loading, seconds, losses
 
 
+def demo(directory: str) -> None:
+    """Train the demo's task over a 4-bit base, and print its score."""
+    from lorakeet import api
+    from lorakeet.embedded import toolcalls
+    from lorakeet.embedded.scoring import score
+    from lorakeet.evaluation.generation import generate_answers, mean_scores
+
+    run = api.train(
+        "demo", "demo", training_config={**toolcalls.RECIPE, "output_dir": directory},
+        peft_config=toolcalls.PEFT_RECIPE, quantization_config={"load_in_4bit": True},
+    )  # fmt: skip
+    loaded = run.load()
+    answers = generate_answers(
+        loaded.model, loaded.tokenizer, loaded.template, toolcalls.held_out_conversations(),
+        max_new_tokens=toolcalls.MAX_NEW_TOKENS,
+        metrics={api.DEMO_METRIC: lambda reference, text: float(score(reference, text))},
+    )  # fmt: skip
+    print(json.dumps({"score_after": mean_scores(answers)[api.DEMO_METRIC], **run.summary}))
+
+
 def peak_memory() -> int:
     """Give the process's largest resident memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -143,8 +165,9 @@ def peak_memory() -> int:
 def main() -> None:
     """Measure and print."""
     if sys.argv[1] == "dequantize":
-        dequantize()
-        return
+        return dequantize()
+    if sys.argv[1] == "demo":
+        return demo(sys.argv[2])
     name, directory, tokens, steps = sys.argv[1:]
     per_step = int(tokens) // ROW
     generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ data in: keys of `peft_config` → out: a frozen LoraConfig. Which modules its n
 """
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -58,8 +59,10 @@ class LoraConfig(StrictModel):
     """Name of the list of layers that layers_to_transform counts in, where it is not found by itself."""
     fan_in_fan_out: bool = False
     """The replaced layers store their weight as (in, out), as GPT-2's Conv1D does."""
-    init_lora_weights: bool = True
-    """Start as the identity: A random, B zero. False draws B at random too, which only tests want."""
+    init_lora_weights: bool | str = True
+    """Start as the identity: A random, B zero. False draws B at random too, which only tests want.
+
+    "pissa" starts with the weight's principal part instead, and "pissa_niter_16" with a fast approximation of it."""
     task_type: str | None = "CAUSAL_LM"
     """Written to adapter_config.json for PEFT; None for modules that are no language model."""
 
@@ -71,6 +74,10 @@ class LoraConfig(StrictModel):
         for key in ("exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
             _require_names(key, getattr(self, key) or ())
         _require_names("target_modules", targets)
+        initial = self.init_lora_weights
+        if isinstance(initial, str) and not re.fullmatch(r"pissa(_niter_[0-9]{1,3})?", initial):
+            allowed = "true, false, pissa, pissa_niter_N"
+            raise _out_of_range(OUT_OF_RANGE, "init_lora_weights", initial, allowed)
         patterns = self.layers_pattern or []
         _require_names("layers_pattern", [patterns] if isinstance(patterns, str) else patterns)
         for key, r in self.rank_pattern.items():
@@ -94,5 +101,5 @@ def _require_names(key: str, names: Iterable[str]) -> None:
             )
 
 
-def _out_of_range(code: str, key: str, value: float, allowed: str) -> ConfigError:
+def _out_of_range(code: str, key: str, value: float | str, allowed: str) -> ConfigError:
     return ConfigError(code, f"is {value!r}; allowed: {allowed}", place=f"peft_config.{key}", fix="Correct the value")

@@ -19,7 +19,7 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
     A model without LoRA is left alone.
 
     Raises:
-        AdapterError: E-ADPT-120 where biases train along: the base's own are overwritten.
+        AdapterError: E-ADPT-120 where biases train along: the base's own are overwritten; E-ADPT-113 with PiSSA.
     """
     injection = injection_of(model)
     if injection is not None and injection.config.bias != "none" and any(_trained_biases(model)):
@@ -27,6 +27,8 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
             "E-ADPT-120", "the adapter trains biases, so the base model is no longer in it", fix="Load the base model"
         )
     layers = [layer for _, layer in lora_layers(model)]
+    for layer in layers:
+        layer.require_own_weight()
     before = [(layer.merged, layer.scaling) for layer in layers]
     swapped = [(path, model.get_submodule(path)) for path in (injection.saved_modules if injection else ())]
     try:

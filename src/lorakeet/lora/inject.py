@@ -17,6 +17,7 @@ from lorakeet.lora.attention import MultiheadAttention, adapted_attention, read_
 from lorakeet.lora.conv import adapted_conv
 from lorakeet.lora.layers import Embedding, Linear
 from lorakeet.lora.merging import MergeableLayer
+from lorakeet.lora.pissa import check_principal_part, start_with_principal_part
 from lorakeet.lora.quant import adapted_quantized
 from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_transformers_conv1d
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
@@ -53,11 +54,15 @@ def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
     new = [(target, module, _build(model, module, target, config)) for target, module in targets]
+    for target, _, layer in new if isinstance(config.init_lora_weights, str) else ():
+        check_principal_part(layer, target.path)
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
     for target, module, layer in new:
         layer.adopt(module, target.scaling)
-        if not config.init_lora_weights:
+        if isinstance(config.init_lora_weights, str):
+            start_with_principal_part(layer, config.init_lora_weights)
+        elif not config.init_lora_weights:
             nn.init.normal_(layer.lora_B if not isinstance(layer, Embedding) else layer.lora_A, std=0.02)
         _replace(model, module, layer)
     for path, module in saved.items():
@@ -87,9 +92,10 @@ def remove(model: nn.Module) -> nn.Module:
     Biases that were trained along keep their values. Layers built by hand become the plain layers they extend.
 
     Raises:
-        AdapterError: E-ADPT-69 where there is no LoRA.
+        AdapterError: E-ADPT-69 where there is no LoRA, E-ADPT-113 where the weights are not the base's (PiSSA).
     """
     for _, layer in _require_layers(model):
+        layer.require_own_weight()
         layer.unmerge()
     injection = injection_of(model)
     for path, module in injection.saved_modules.items() if injection is not None else ():

@@ -60,6 +60,8 @@ class MergeableLayer(LoRALayer, nn.Module):
     r = 0
     merged = False
     merge_weights = False
+    initial_pair: tuple[Tensor, Tensor] | None = None
+    """A and B before training, where the frozen weight lacks what they hold (PiSSA)."""
     _unmerged_weight: Tensor | None = None
     _replaced: tuple[nn.Module, ...] = ()
 
@@ -121,6 +123,14 @@ class MergeableLayer(LoRALayer, nn.Module):
             self._unmerged_weight = None
         self.merged = False
 
+    def require_own_weight(self) -> None:
+        """Raise an AdapterError, E-ADPT-113, where the weight lacks what A and B began with."""
+        if self.initial_pair is not None:
+            raise AdapterError(
+                "E-ADPT-113", "the base model is not in memory any more: PiSSA has moved a part of it into the adapter",
+                fix="Load the base model again",
+            )  # fmt: skip
+
     def forget_unmerged(self) -> None:
         """Make the merged weight the weight for good."""
         self._unmerged_weight = None
@@ -163,11 +173,18 @@ class MergeableLayer(LoRALayer, nn.Module):
     @property
     def peft_rank(self) -> int:
         """The rank of the same update in PEFT's form, A then B."""
-        return self.r
+        return self.r if self.initial_pair is None else 2 * self.r
 
     def to_peft(self) -> dict[str, Tensor]:
-        """Return the update as the tensors of PEFT's layer, by their names within it."""
-        return {"lora_A.weight": self.lora_A.detach(), "lora_B.weight": self.lora_B.detach()}
+        """Return the update as the tensors of PEFT's layer, by their names within it.
+
+        It is the update of the weight as the layer found it: with an initial pair, what has become of that pair.
+        """
+        lora_A, lora_B = self.lora_A.detach(), self.lora_B.detach()
+        if self.initial_pair is not None:
+            first_A, first_B = self.initial_pair
+            lora_A, lora_B = torch.cat([lora_A, first_A]), torch.cat([lora_B, -first_B], dim=1)
+        return {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
 
     def from_peft(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the update from tensors of the names and shapes that `to_peft` returns.
@@ -191,8 +208,8 @@ class MergeableLayer(LoRALayer, nn.Module):
 
     def _copy_from_peft(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into lora_A and lora_B; a layer with another form than PEFT's turns them round here."""
-        self.lora_A.copy_(tensors["lora_A.weight"])
-        self.lora_B.copy_(tensors["lora_B.weight"])
+        self.lora_A.copy_(tensors["lora_A.weight"][: self.r])
+        self.lora_B.copy_(tensors["lora_B.weight"][:, : self.r])
 
     def _mergeable_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that the update is added to."""

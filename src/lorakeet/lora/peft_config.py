@@ -72,6 +72,8 @@ def to_peft(config: LoraConfig, target_modules: list[str], base_model_name_or_pa
         auto_mapping=None,
         revision=None,
         inference_mode=True,
+        # However the adapter began, what is saved is plain LoRA on the original weights.
+        init_lora_weights=bool(config.init_lora_weights),
     )
     # PEFT documents lora_alpha as an integer; a whole number is written as one.
     fields["lora_alpha"] = _whole(config.lora_alpha)
