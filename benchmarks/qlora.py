@@ -165,10 +165,15 @@ def peak_memory() -> int:
 def main() -> None:
     """Measure and print."""
     if sys.argv[1] == "dequantize":
-        return dequantize()
-    if sys.argv[1] == "demo":
-        return demo(sys.argv[2])
-    name, directory, tokens, steps = sys.argv[1:]
+        dequantize()
+    elif sys.argv[1] == "demo":
+        demo(sys.argv[2])
+    else:
+        train(*sys.argv[1:])
+
+
+def train(name: str, directory: str, tokens: str, steps: str) -> None:
+    """Train one system and print what it took."""
     per_step = int(tokens) // ROW
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(3, 32000, (per_step * int(steps), ROW), generator=generator)

@@ -69,7 +69,8 @@ def linear_4bit_op(
         weight_OI = _weight_4bit(x_TI, packed, scales, (out_features, in_features), quant_type, blocksize)
         return F.linear(x_TI, weight_OI, bias_O)
     rows_x = x_TI.reshape(-1, in_features)
-    out = x_TI.new_empty(len(rows_x), out_features)
+    result = x_TI.new_empty(*x_TI.shape[:-1], out_features)
+    out = result.view(-1, out_features)
     blocks = packed.view(out_features, -1, blocksize // 2)
     scale = scales.float().view(out_features, -1)
     step = max(1, BLOCK_WEIGHTS // in_features)
@@ -85,7 +86,7 @@ def linear_4bit_op(
             torch.mm(rows_x, weight_IR, out=out[:, rows])
         else:
             torch.addmm(bias_O[rows], rows_x, weight_IR, out=out[:, rows])
-    return out.view(*x_TI.shape[:-1], out_features)
+    return result  # not a view: whoever adds to it does so in place
 
 
 @linear_4bit_op.register_kernel("cuda")
