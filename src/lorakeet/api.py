@@ -34,7 +34,7 @@ from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
 from lorakeet.export.drift import measure_drift, reference_logits
-from lorakeet.export.merge import Merged, check_merge, merge
+from lorakeet.export.merge import Merged, check_output, merge
 from lorakeet.files import durable
 from lorakeet.infer.chat import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
@@ -174,7 +174,7 @@ class Run:
                 "E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
             )
         base, output = registry.resolve(self.config.model), Path(output)
-        check_merge(base, output)
+        check_output(output)
         # The trained model's logits first: one model in memory at a time.
         before = self._reference_logits() if self.config.quantization_config.is_on else None
         merged = merge(base, self.adapter_directory, output, dtype=known[dtype] if dtype is not None else None)
@@ -475,7 +475,7 @@ def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str)
         for example in examples:
             digest.update(repr((example.input_ids, example.spans)).encode())
         identity[name] = digest.hexdigest()
-    for section in ("training_config", "peft_config"):
+    for section in ("training_config", "peft_config", "quantization_config"):
         for key, value in getattr(config, section).model_dump(mode="json").items():
             if key not in _FREE_KEYS:
                 identity[f"{section}.{key}"] = json.dumps(value, sort_keys=True)

@@ -10,7 +10,7 @@ import torch
 from lorakeet import api
 from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
-from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.errors import ConfigError
 from lorakeet.export import drift
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
@@ -115,19 +115,6 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
         if isinstance(part, torch.nn.Linear) and name != "lm_head":
             broken.set_submodule(name, Linear4bit.quantize(part.weight))
     assert drift.measure_drift(trained, drift.reference_logits(broken, *given)).mean_kl > found.mean_kl
-
-
-def test_merge_rejects_a_base_that_is_stored_in_4_bits(trained_run, tiny_model_directory, tmp_path):
-    import shutil
-
-    from lorakeet.export.merge import merge
-
-    base = tmp_path / "base"
-    shutil.copytree(tiny_model_directory, base)
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match=r"E-ADPT-70.*16-bit"):
-        merge(base, trained_run.adapter_directory, tmp_path / "merged")
 
 
 def test_8_bits(tiny_model_directory, rows, tmp_path):

@@ -64,6 +64,14 @@ def test_layers_share_one_buffer_without_mixing():
     assert torch.equal(x.grad, twin.grad)
 
 
+def test_training_goes_on_after_inference():
+    layer = Linear4bit.quantize(make((70, 64), torch.float16))  # a type and size that no other test has used
+    x = make((3, 64), torch.float16, 1)
+    with torch.inference_mode():
+        expected = layer(x)
+    assert torch.equal(layer(x.requires_grad_()), expected)
+
+
 def test_compiled_with_what_is_around_it():
     layer = Linear4bit.quantize(make((64, 64), torch.bfloat16))
     x = make((9, 64), torch.bfloat16, 1)

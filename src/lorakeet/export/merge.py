@@ -52,10 +52,9 @@ def merge(
 
     Raises:
         ConfigError: E-CFG-48 where `output` holds something, 46 where it cannot be written, 47 where the disk is full.
-        AdapterError: E-ADPT-64 for another base, 70 for a base stored in 4 or 8 bits, 108 for an update of
-            tied weights, 109 for one too large.
+        AdapterError: E-ADPT-64 for another base, 108 for an update of tied weights, 109 for one too large.
     """
-    check_merge(base, output)
+    check_output(output)
     base_hash = weights.fingerprint(base)
     model = weights.load_model(base)
     load_adapter(model, adapter, base_hash=base_hash)
@@ -107,26 +106,11 @@ def _check_tied(model: Phi3ForCausalLM) -> None:
         )  # fmt: skip
 
 
-def check_merge(base: Path, output: Path) -> None:
-    """Refuse what cannot be merged or written, before anything is loaded.
+def check_output(output: Path) -> None:
+    """Refuse to write among files that are there, before anything is loaded.
 
-    Raises: as `merge`.
+    Raises: ConfigError, as `merge`.
     """
-    _check_output(output)
-    _check_base(base)
-
-
-def _check_base(base: Path) -> None:
-    """Refuse a base model that is stored in 4 or 8 bits: rounding would take the update away again."""
-    if read_json(base / "config.json").get("quantization_config") is not None:
-        raise AdapterError(
-            "E-ADPT-70", "this base is quantised, and merging needs its 16-bit weights", place=str(base),
-            fix="Name the model it was quantised from",
-        )  # fmt: skip
-
-
-def _check_output(output: Path) -> None:
-    """Refuse to write among files that are there, before anything is loaded."""
     if output.exists() and not output.is_dir():
         raise ConfigError("E-CFG-48", "is a file", place=str(output), fix="Choose another directory with -o")
     if output.is_dir() and any(output.iterdir()):

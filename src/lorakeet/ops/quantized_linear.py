@@ -33,7 +33,8 @@ def _buffer(size: int, like: Tensor) -> Tensor:
     key = str(like.dtype)
     kept: Tensor | None = getattr(_buffers, key, None)
     if kept is None or len(kept) < size:
-        kept = torch.empty(size, dtype=like.dtype)
+        with torch.inference_mode(False):  # or training could not write to what a chat has made
+            kept = torch.empty(size, dtype=like.dtype)
         setattr(_buffers, key, kept)
     return kept[:size]
 
