@@ -211,11 +211,9 @@ def load(run_or_model: str | Path | None = None) -> Loaded:
 
 
 def load_base(config: RunConfig, *, bf16: bool | None = None) -> Loaded:
-    """Load the base model of a run, in as many bits as its configuration says; `bf16` is the configuration's if None."""
+    """Load the base model of a run in as many bits as its configuration says; `bf16` where that is known already."""
     bf16 = config.bf16 if bf16 is None else bf16
-    return load_model(
-        config.model, bf16=bf16, template=config.data.template, quantization=config.quantization_config
-    )
+    return load_model(config.model, bf16=bf16, template=config.data.template, quantization=config.quantization_config)
 
 
 def load_model(
