@@ -350,7 +350,7 @@ def _build_trainer(
 
 def predict(config: RunConfig) -> Prediction:
     """Predict time and memory of a run without training it: two passes on the real model, forward and backward."""
-    loaded = load_model(config.model, bf16=config.training_config.bf16, template=config.data.template)
+    loaded = load_base(config)
     config = _in_names_of(loaded.model, config)
     data = prepare_data(config, loaded.tokenizer, loaded.template, loaded.model.config.max_position_embeddings)
     return prediction.predict(_build_trainer(config, loaded.model, data))
