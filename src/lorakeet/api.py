@@ -288,7 +288,6 @@ def _train_in(
     run: Run, config: RunConfig, stop: StopRequest, *, resume: bool, begin_log: Callable[[Path], None]
 ) -> None:
     """Do the work of `train` in a run directory that is ours alone."""
-    settings = config.training_config
     with stop.droppable():
         bf16 = config.bf16
         if resume and bf16 is None:  # measured when the run began, and not to be measured otherwise now
