@@ -74,6 +74,7 @@ def lorakeet(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float,
     from lorakeet.lora.inject import inject
     from lorakeet.loss import pack_for
     from lorakeet.models.quantized import load_quantized_model
+    from lorakeet.models.recompute import recompute_activations
     from lorakeet.ops.hardware import keep_freed_memory
     from lorakeet.training.optim import build_optimizer
     from lorakeet.training.trainer import train_step
@@ -85,6 +86,7 @@ def lorakeet(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float,
     torch.manual_seed(0)
     inject(model, LoraConfig(r=16, lora_alpha=32))
     keep_freed_memory()
+    recompute_activations(model, "selective")
     model.compile_layers()
     model.train()
     config = TrainingConfig(learning_rate=2e-4)

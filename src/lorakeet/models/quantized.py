@@ -8,8 +8,6 @@ and configuration, in bitsandbytes' layout; it is found by the hash of the base'
 import hashlib
 import json
 import logging
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,11 +16,12 @@ from torch import nn
 
 from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.config import QuantizationConfig
-from lorakeet.errors import ModelError
+from lorakeet.errors import LorakeetError, ModelError
+from lorakeet.files.durable import new_directory, require_space, write_file
+from lorakeet.files.safetensors_file import mapped, read_header, write_tensors
 from lorakeet.models import weights
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.models.safetensors_file import QUANTIZED_DTYPES, SafetensorsWriter, mapped, read_header
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 logger = logging.getLogger(__name__)
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """To be raised whenever the same weights would be quantised to other numbers, or the file's layout changes."""
 _FILE, _HASH = "model.safetensors", "sha256.json"
-_MARGIN = 1.2
-"""Free space asked for, as a multiple of the file."""
 
 
 def load_quantized_model(
@@ -113,28 +110,15 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _write(model: nn.Module, directory: Path) -> None:
     """Write the cache, whole or not at all; a cache that cannot be written costs time at the next start, no more."""
-    draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    tensors = dict(_tensors(model))
     try:
-        draft.mkdir(parents=True)
-        # The widest types first, so that every tensor is aligned.
-        tensors = dict(sorted(_tensors(model), key=lambda item: -item[1].element_size()))
-        needed = sum(tensor.nbytes for tensor in tensors.values())
-        if shutil.disk_usage(draft).free < needed * _MARGIN:
-            logger.warning("No room to keep the quantised weights (%d MB); they will be made again.", needed >> 20)
-            return
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        writer = SafetensorsWriter(draft / _FILE, shapes, {name: tensor.dtype for name, tensor in tensors.items()})
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-        writer.close()
-        (draft / _HASH).write_text(json.dumps({"sha256": _sha256(draft / _FILE)}) + "\n", encoding="utf-8")
-        if directory.exists():  # damaged, or another process was faster
-            shutil.rmtree(directory, ignore_errors=True)
-        draft.rename(directory)
-    except OSError as error:
-        logger.warning("The quantised weights could not be kept (%s); they will be made again.", error)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        require_space(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
+        with new_directory(directory, replace=True) as draft:
+            write_tensors(draft / _FILE, tensors)
+            write_file(draft / _HASH, json.dumps({"sha256": _sha256(draft / _FILE)}).encode())
+    except (OSError, LorakeetError) as error:
+        logger.warning("The quantised weights could not be kept, and will be made again: %s", error)
 
 
 def _is_whole(directory: Path) -> bool:
@@ -157,7 +141,7 @@ def _sha256(file: Path) -> str:
 
 def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
     """Give the model its weights from the cache."""
-    entries = read_header(file, QUANTIZED_DTYPES)
+    entries = read_header(file, ModelError).entries
     paths = quantized_paths(model)
     owned: dict[str, list[str]] = {path: [] for path in paths}
     for name in entries:
