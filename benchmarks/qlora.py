@@ -6,9 +6,9 @@ usage: python -m benchmarks.qlora dequantize
 
 `dequantize` times our dequantisation and bitsandbytes' for the layers of Phi-3-mini, and, in the same run, copying
 and writing as many bytes: what the memory allows. `lorakeet` and `peft` train r=16 adapters on all linear layers, on
-rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. PEFT gets the same
-care as in `benchmarks.system`, and its adapters bfloat16; the caller keeps glibc from returning pages (see
-docs/benchmarks.md). For lorakeet, the seconds of loading are those of a first start or of one from the cache.
+rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. PEFT's adapters are
+bfloat16, its layers are not compiled; lorakeet recomputes selectively. The caller keeps glibc from returning pages
+(MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296). For lorakeet, the seconds of loading are those of a first start or of one from the cache.
 `demo` is `lorakeet demo` over a 4-bit base, without the score before training.
 """
 
@@ -103,7 +103,7 @@ def lorakeet(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float,
 
 
 def peft(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float, list[float], list[float]]:
-    """Run PEFT's QLoRA with every layer compiled."""
+    """Run PEFT's QLoRA."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
