@@ -8,7 +8,8 @@ usage: python -m benchmarks.qlora dequantize
 and writing as many bytes: what the memory allows. `lorakeet` and `peft` train r=16 adapters on all linear layers, on
 rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. PEFT's adapters are
 bfloat16, its layers are not compiled; lorakeet recomputes selectively. The caller keeps glibc from returning pages
-(MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296). For lorakeet, the seconds of loading are those of a first start or of one from the cache.
+(MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296). For lorakeet, the seconds of loading are those of a first start
+or of one from the cache.
 `demo` is `lorakeet demo` over a 4-bit base, without the score before training.
 """
 
