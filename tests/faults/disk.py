@@ -1,7 +1,7 @@
 """A seam between a run and the system's calls that change files: they are counted, failed, died in, or recorded.
 
-Everything of a run that must survive is written by lorakeet.files.durable with the functions of `os` named here; a
-test elsewhere sees that checkpoints are not written past them. Only calls about one directory tree count: what
+Everything of a run that must survive is written by lorakeet.files.durable with the functions of `os` named here; what
+was written past them would be empty after every recorded loss of power. Only calls about one directory tree count: what
 lies elsewhere (caches, the model) is not what a run could lose.
 """
 
