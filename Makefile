@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := eval,gguf,optimizers,qlora,dev
+EXTRAS := eval,gguf,loggers,optimizers,qlora,dev
 
 .PHONY: install demo test check bench format fuzz faults
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from lorakeet import __version__
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
@@ -38,7 +39,7 @@ from lorakeet.export.merge import Merged, check_output, merge
 from lorakeet.files import durable
 from lorakeet.infer.chat import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
-from lorakeet.lora.adapter import load_adapter, save_adapter
+from lorakeet.lora.adapter import adapter_extra, load_adapter, save_adapter
 from lorakeet.lora.fused import in_fused_names
 from lorakeet.lora.inject import inject
 from lorakeet.lora.targets import find_targets
@@ -50,13 +51,16 @@ from lorakeet.models.recompute import recompute_activations
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
 from lorakeet.quant.layers import num_weights
 from lorakeet.training import checkpoint, prediction
+from lorakeet.training.best import require_evaluations
 from lorakeet.training.coverage import check_coverage
 from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
 from lorakeet.training.outlook import Outlook
 from lorakeet.training.prediction import Prediction
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.training.reporters import open_reporters, services
 from lorakeet.training.rng import seed_all
 from lorakeet.training.runlog import run_log
+from lorakeet.training.samples import Sampler, build_sampler
 from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
 
@@ -108,16 +112,19 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What came of the run, in a few numbers."""
-        steps = [row for row in self.metrics if "loss" in row]
-        held_out = [row["eval_loss"] for row in self.metrics if "eval_loss" in row]
-        last = steps[-1]
+        rows = self.metrics
+        last = [row for row in rows if "loss" in row][-1]
+        held_out = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+        extra = adapter_extra(self.adapter_directory) if self.adapter_directory.is_dir() else {}
+        kept = extra.get("step", last["step"])
         return {
             "run_dir": str(self.directory),
             "adapter": str(self.adapter_directory),
             "steps": last["step"],
             "loss": last["loss"],
-            "eval_loss_before": held_out[0] if held_out else None,
-            "eval_loss_after": held_out[-1] if held_out else None,
+            "adapter_step": kept,
+            "eval_loss_before": held_out.get(0),
+            "eval_loss_after": held_out.get(kept),
             "train_seconds": last["elapsed_s"],
             "tokens_per_second": round(last["num_tokens"] / last["elapsed_s"], 1),
             "peak_memory_bytes": last["peak_memory_bytes"],
@@ -272,6 +279,7 @@ def train(
         sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
         sections |= {"quantization_config": dict(quantization_config or {})}
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
+    services(config.training_config.report_to)  # what is missing is said before anything is read
     directory = _run_directory(config)
     run = Run(directory)
     config = _with_settings(config, output_dir=str(directory))
@@ -299,6 +307,8 @@ def _train_in(
         longest = model.config.max_position_embeddings
         with encoding_progress() as on_progress:
             data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
+        require_evaluations(config.training_config, data)
+        sampler = build_sampler(config, data, loaded.tokenizer, loaded.template, longest)
         base_hash = weights.fingerprint(loaded.directory)
         trainer = _build_trainer(config, model, data, stop)
         identity = _identity(config, data, base_hash, str(model.lm_head.weight.dtype))
@@ -318,8 +328,9 @@ def _train_in(
     logger.info(_describe(config, trainer, data))
     with stop.droppable():
         outlook = Outlook.of(run.directory, trainer)
-    _run_trainer(run, trainer, identity)
+    _run_trainer(run, config, trainer, sampler, identity)
     outlook.compare()
+    _choose_adapter(run, trainer)
     with durable.writing(run.adapter_directory), durable.new_directory(run.adapter_directory, replace=True) as draft:
         with trainer.inference_weights():
             save_adapter(
@@ -327,7 +338,7 @@ def _train_in(
                 draft,
                 config=config.peft_config,
                 base_model_name_or_path=registry.public_name(config.model, loaded.directory),
-                extra={"base_hash": base_hash},
+                extra={"base_hash": base_hash, "step": trainer.step},
             )
         copy_tokenizer(loaded.directory, draft)
 
@@ -355,7 +366,7 @@ def predict(config: RunConfig) -> Prediction:
     return prediction.predict(_build_trainer(config, loaded.model, data))
 
 
-def _run_trainer(run: Run, trainer: Trainer, identity: dict[str, str]) -> None:
+def _run_trainer(run: Run, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]) -> None:
     """Train to the end, saving on the way, and at once where somebody wants to stop."""
     settings, stop = trainer.config, trainer.stop
     metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
@@ -364,16 +375,21 @@ def _run_trainer(run: Run, trainer: Trainer, identity: dict[str, str]) -> None:
     def save() -> None:
         nonlocal saved_step
         metrics.sync()  # a checkpoint of this step never comes before the rows about it
-        checkpoint.save_checkpoint(run.directory, trainer.state(), identity, settings.save_total_limit)
+        checkpoint.save_checkpoint(
+            run.directory, trainer.state(), identity, settings.save_total_limit, best_step=trainer.best.step
+        )
         saved_step = trainer.step
 
     def after_step(step: int) -> None:
-        if step == trainer.total_steps or step % settings.save_steps == 0:
+        if trainer.is_done or step % settings.save_steps == 0 or trainer.is_at_best:
             save()
 
-    with Reporters(metrics, ConsoleReporter(trainer.total_steps, trainer.step)) as reporters:
+    console = Console(stderr=True)
+    display = ConsoleReporter(trainer.total_steps, trainer.step, console)
+    others = open_reporters(config, run.directory, trainer.step)
+    with Reporters(metrics, display, *others) as reporters, sampler.reporting(run.directory, trainer.step, console):
         try:
-            trainer.run(reporters, after_step)
+            trainer.run(reporters, after_step, sampler)
         except KeyboardInterrupt:
             if stop.requested and not stop.at_once and trainer.step:
                 if saved_step != trainer.step:
@@ -382,6 +398,16 @@ def _run_trainer(run: Run, trainer: Trainer, identity: dict[str, str]) -> None:
                     "Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, run.directory
                 )
             raise
+
+
+def _choose_adapter(run: Run, trainer: Trainer) -> None:
+    """Put the best evaluation's state back where that is asked for, and say what was decided."""
+    if trainer.best.is_patience_over:
+        logger.info("Stopped early after step %d: %s.", trainer.step, trainer.best)
+    if trainer.config.load_best_model_at_end:
+        logger.info("The adapter is that of the best evaluation: %s.", trainer.best)
+        path = checkpoint.checkpoint_path(run.directory, trainer.best.step)
+        trainer.load_state(checkpoint.load_checkpoint(path))
 
 
 def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
@@ -438,7 +464,8 @@ def _is_ours(path: Path) -> bool:
 
 
 # What a run writes, in the order in which it is moved aside: a crash in between leaves what --resume can go on from.
-_RUN_FILES = ("metrics.jsonl", "prediction.json", "train.log", "report.html", "adapter", "config.yaml", "checkpoints")
+_RUN_FILES = ("metrics.jsonl", "samples.jsonl", "prediction.json", "train.log", "logs", "report.html", "adapter",
+              "config.yaml", "checkpoints")  # fmt: skip
 
 
 def _move_aside(directory: Path) -> None:
@@ -461,7 +488,8 @@ def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
 
 # What may change between the parts of a resumed run without changing what is learned.
 _FREE_KEYS = {"output_dir", "run_name", "logging_steps", "eval_strategy", "eval_steps", "save_steps",
-              "save_total_limit", "per_device_eval_batch_size", "bf16"}  # fmt: skip
+              "save_total_limit", "per_device_eval_batch_size", "bf16", "report_to", "project", "logging_dir",
+              "load_best_model_at_end", "sample_prompts", "sample_max_new_tokens"}  # fmt: skip
 
 
 def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> dict[str, str]:

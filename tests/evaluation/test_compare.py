@@ -70,6 +70,22 @@ def test_the_table_shows_both_columns_and_reads_no_markup(evaluation, tuned, con
     assert conversations[1].messages[-1].content in text
 
 
+def test_answers_are_readable_in_80_columns(evaluation, tuned):
+    comparison = evaluation.compare(tuned)
+    long = "a sentence of seven words for everyone"
+    object.__setattr__(comparison.tuned.answers[0], "text", f"{long}\n{'x' * 90}")
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=80), num_examples=1)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    first = [line.split()[0] for line in lines[-6:] if line]
+    assert [name for name in first if name in ("prompt", "reference", "base", "tuned")] == [
+        "prompt", "reference", "base", "tuned",
+    ]  # fmt: skip
+    assert f"tuned      {long}" in lines
+    assert lines[-2:] == [" " * 11 + "x" * 69, " " * 11 + "x" * 21]
+
+
 def test_rejects_no_rows_at_all(tokenizer, template):
     with pytest.raises(DataError, match="E-DATA-28"):
         Evaluation(tokenizer, template, [], {})

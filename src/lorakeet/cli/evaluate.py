@@ -16,7 +16,7 @@ def command(
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base model too.")] = True,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    examples: Annotated[int, typer.Option(min=0, help="How many answers to show side by side.")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="How many answers to show, the reference above them.")] = 3,
     answers: Annotated[Path | None, typer.Option(help="Also write every answer to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
 ) -> None:

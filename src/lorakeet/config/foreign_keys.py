@@ -61,12 +61,10 @@ _LOGGING = (
     noted("-v shows more on stderr, and RUN/train.log has all of it",
           "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm")
     | noted("every logging_steps steps a row is logged, and the last one", "logging_strategy", "logging_first_step")
-    | noted("metrics.jsonl lies in the run directory", "logging_dir")
     | noted("a loss that is not finite stops the run", "logging_nan_inf_filter")
     | noted("every logged row counts tokens", "include_num_input_tokens_seen", "include_tokens_per_second")
     | noted("every logged row has the peak memory", "skip_memory_metrics")
-    | noted("metrics go to the console and RUN/metrics.jsonl", "report_to")
-    | noted("run_name names the run", "project", "trackio_space_id", "trackio_bucket_id",
+    | noted("for a Space set TRACKIO_SPACE_ID in the environment", "trackio_space_id", "trackio_bucket_id",
             "trackio_static_space_id")
 )  # fmt: skip
 
@@ -80,8 +78,6 @@ _EVALUATION = (
     | noted("evaluation computes as training does", "bf16_full_eval", "fp16_full_eval")
     | noted("evaluation never packs rows; the loss is the same", "eval_packing")
     | noted("call Run.evaluate, or lorakeet evaluate", "do_predict")
-    | refused("Leave it out; the adapter of the last step is the one that is kept", "load_best_model_at_end")
-    | noted("the adapter of the last step is kept", "metric_for_best_model", "greater_is_better")
 )  # fmt: skip
 
 _SAVING = (

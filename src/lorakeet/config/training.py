@@ -3,16 +3,23 @@
 data in: keys of `training_config` → out: a frozen TrainingConfig.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from lorakeet.config.foreign_keys import TRAINING_KEYS, TRAINING_RENAMED
 from lorakeet.config.schedules import SCHEDULES, ScheduleName, ScheduleOptions
 from lorakeet.config.strict import StrictModel
 from lorakeet.errors import ConfigError
+
+REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Services that metrics can be reported to."""
+_OTHER_REPORTERS = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "neptune", "swanlab",
+)  # fmt: skip
 
 
 class TrainingConfig(StrictModel):
@@ -28,7 +35,9 @@ class TrainingConfig(StrictModel):
     }
     foreign_keys: ClassVar = TRAINING_KEYS
     renamed: ClassVar = TRAINING_RENAMED
-    none_is_default: ClassVar[frozenset[str]] = frozenset({"eval_steps", "warmup_ratio"})
+    none_is_default: ClassVar[frozenset[str]] = frozenset(
+        {"eval_steps", "metric_for_best_model", "report_to", "warmup_ratio"}
+    )
 
     output_dir: str | None = None
     """Where the run is written; a new folder under runs/ where none is named."""
@@ -95,6 +104,26 @@ class TrainingConfig(StrictModel):
     """Keep less for the backward pass and compute it again there: true or "selective" what is cheap, "full" all."""
     bf16: bool | None = None
     """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
+    load_best_model_at_end: bool = False
+    """Keep the adapter of the best evaluation in place of the last step's."""
+    metric_for_best_model: Literal["eval_loss", "loss"] = "eval_loss"
+    """What makes an evaluation the best one."""
+    greater_is_better: bool | None = None
+    """Whether larger values of it are better; a loss is better when it is smaller."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row that are not better."""
+    early_stopping_threshold: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """What counts as better for early stopping: by more than this."""
+    sample_prompts: NonNegativeInt | list[str] = 0
+    """Prompts, or a number of held-out rows, that are answered at every evaluation."""
+    sample_max_new_tokens: int = Field(128, ge=1)
+    """Longest of these answers, in tokens."""
+    report_to: str | list[str] = "none"
+    """Where metrics go beside the console and metrics.jsonl: tensorboard, wandb, mlflow, trackio; "all" or "none"."""
+    project: str = "lorakeet"
+    """The project under which these services file the run, by its run_name or else its folder's name."""
+    logging_dir: str | None = None
+    """Where they write; RUN/logs where nothing is said."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Seed of adapters, order and dropout."""
 
@@ -123,7 +152,26 @@ class TrainingConfig(StrictModel):
         if isinstance(warmup, float) and 0 < warmup < 1:
             # transformers 5 takes a part of all steps under this name too.
             kept["warmup_ratio"] = kept.pop("warmup_steps")
+        named = kept.get("report_to")
+        passed_over = [
+            name for name in ([named] if isinstance(named, str) else named or []) if name in _OTHER_REPORTERS
+        ]
+        if passed_over:
+            kept["report_to"] = [name for name in named or [] if name not in passed_over and not isinstance(named, str)]
+            notes.append(f"training_config.report_to passes over {', '.join(passed_over)}: metrics.jsonl has all of it")
         return kept, notes
+
+    @field_validator("report_to")
+    @classmethod
+    def _services_are_known(cls, value: str | list[str]) -> str | list[str]:
+        for name in [value] if isinstance(value, str) else value:
+            if name not in (*REPORTERS, "all", "none"):
+                near = difflib.get_close_matches(name, REPORTERS, n=1)
+                raise ConfigError(
+                    "E-CFG-150", f'names "{name[:80]}"', place="training_config.report_to",
+                    fix=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(REPORTERS)}, all, none",
+                )  # fmt: skip
+        return value
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "TrainingConfig":
@@ -158,6 +206,26 @@ class TrainingConfig(StrictModel):
                 "E-CFG-142", f"schedule_free_adamw averages instead of following {self.lr_scheduler_type}",
                 place="training_config.lr_scheduler_type",
                 fix="Set lr_scheduler_type to constant or constant_with_warmup",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _choices_need_evaluations(self) -> "TrainingConfig":
+        asked = {
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "early_stopping_patience": self.early_stopping_patience,
+            "sample_prompts": self.sample_prompts,
+        }
+        for key, value in asked.items():
+            if value and self.eval_strategy == "no":
+                raise ConfigError(
+                    "E-CFG-151", 'happens at evaluations, and eval_strategy is "no"', place=f"training_config.{key}",
+                    fix="Set eval_strategy to steps or epoch",
+                )  # fmt: skip
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ConfigError(
+                "E-CFG-152", "says what is better for early stopping, and early_stopping_patience is not set",
+                place="training_config.early_stopping_threshold", fix="Set early_stopping_patience, for example 3",
             )  # fmt: skip
         return self
 

@@ -47,7 +47,7 @@ def generate_answers(
         on_progress: told (tokens generated, most that can be) as tokens come.
     Raises: DataError where a conversation has no assistant turn, or its prompt does not fit the model's context.
     """
-    questions = [_question(conversation) for conversation in conversations]
+    questions = [question_of(conversation) for conversation in conversations]
     examples = encode_many(questions, tokenizer, template, add_generation_prompt=True)
     context = model.config.max_position_embeddings
     for example in examples:
@@ -64,7 +64,7 @@ def generate_answers(
         Answer(
             place=conversation.place,
             prompt=question.messages[-1].content if question.messages else "",
-            reference=_reference(conversation, template),
+            reference=reference_of(conversation, template),
             text=tokenizer.decode(generation.ids, skip_control=True),
             stop_reason=generation.stop_reason,
         )
@@ -90,11 +90,11 @@ def _last_answer(conversation: Conversation) -> int:
     return turns[-1]
 
 
-def _question(conversation: Conversation) -> Conversation:
+def question_of(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=conversation.messages[: _last_answer(conversation)])
 
 
-def _reference(conversation: Conversation, template: Template) -> str:
+def reference_of(conversation: Conversation, template: Template) -> str:
     """Give the last answer as the template writes it, tool calls included, without control tokens."""
     turn = _last_answer(conversation)
     upto = replace(conversation, messages=conversation.messages[: turn + 1])

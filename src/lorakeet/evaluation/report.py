@@ -1,6 +1,7 @@
 """An evaluation as a person reads it, and as a program does.
 
-data in: a Comparison → out: a table with base and tuned side by side and a few answers, or plain JSON values.
+data in: a Comparison → out: a table with base and tuned side by side and a few answers below each other, which
+80 columns hold, or plain JSON values.
 """
 
 import dataclasses
@@ -79,22 +80,25 @@ def print_comparison(comparison: Comparison, console: "Console", *, num_examples
         table.add_row(metric.replace("_", " "), *cells)
     console.print(table)
     if num_examples and comparison.tuned.answers:
-        console.print(_examples(columns, num_examples))
+        _print_examples(columns, console, num_examples)
 
 
-def _examples(columns: list[tuple[str, Measurement]], num_examples: int) -> Any:
-    """Lay a few answers side by side; what models and users wrote is never read as markup."""
+def _print_examples(columns: list[tuple[str, Measurement]], console: "Console", num_examples: int) -> None:
+    """Print a few answers, a line for each part; what models and users wrote is never read as markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Examples", show_lines=True)
-    for header in ("prompt", "reference", *(name for name, _ in columns)):
-        table.add_column(header, ratio=1, overflow="fold")
     answers = [column.answers for _, column in columns]
     for row in list(zip(*answers, strict=True))[:num_examples]:
-        texts = [row[0].prompt, row[0].reference, *(answer.text for answer in row)]
-        table.add_row(*(Text(_short(text)) for text in texts))
-    return table
+        parts = [("prompt", row[0].prompt, "bold"), ("reference", row[0].reference, "")]
+        parts += [(name, answer.text, "") for (name, _), answer in zip(columns, row, strict=True)]
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(min_width=len("reference"), style="dim")
+        grid.add_column(overflow="fold")
+        for name, text, style in parts:
+            grid.add_row(name, Text(_short(text), style=style))
+        console.print()
+        console.print(grid)
 
 
 def _shown(metric: str, value: float) -> str:

@@ -107,7 +107,7 @@ def save_checkpoint(
     _require_finite(state)
     root = run_directory / "checkpoints"
     step = state.counts["step"]
-    target = root / f"step-{step:06}"
+    target = checkpoint_path(run_directory, step)
     with durable.writing(target):
         durable.make_directory(root)
         durable.require_space(root, state.num_bytes)
@@ -179,6 +179,11 @@ def _require_finite(state: TrainerState) -> None:
                 )  # fmt: skip
 
 
+def checkpoint_path(run_directory: Path, step: int) -> Path:
+    """Give the place of a step's checkpoint."""
+    return run_directory / "checkpoints" / f"step-{step:06}"
+
+
 def checkpoints(run_directory: Path) -> list[Path]:
     """List a run's checkpoints, newest first, valid or not."""
     root = run_directory / "checkpoints"
@@ -217,6 +222,12 @@ def load_newest(
             fix="Start again from step 0 with --restart, or choose another output directory",
         )  # fmt: skip
     return None
+
+
+def load_checkpoint(path: Path) -> TrainerState:
+    """Load this very checkpoint; raise CheckpointError where it is damaged."""
+    check_manifest(path)
+    return _read(path)
 
 
 def recorded_identity(run_directory: Path) -> dict[str, str]:

@@ -3,7 +3,6 @@
 data in: nothing → out: bytes: of the GPU where one is used, else of the process as a whole.
 """
 
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +33,28 @@ def peak_during(work: Callable[[], object]) -> int:
 def _current_peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return _peak_working_set()
+    import resource  # not on Windows
+
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_working_set() -> int:
+    """Ask Windows for the process's largest working set. Source: PROCESS_MEMORY_COUNTERS in psapi.h."""
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [("cb", wintypes.DWORD), ("PageFaultCount", wintypes.DWORD), ("PeakWorkingSetSize", ctypes.c_size_t),
+                    ("others", ctypes.c_size_t * 7)]  # fmt: skip
+
+    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    kernel.GetCurrentProcess.restype = wintypes.HANDLE
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    arguments = wintypes.HANDLE(kernel.GetCurrentProcess()), ctypes.byref(counters), ctypes.sizeof(counters)
+    return counters.PeakWorkingSetSize if kernel.K32GetProcessMemoryInfo(*arguments) else 0
 
 
 def _reset_high_water_mark() -> None:

@@ -6,6 +6,7 @@ tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lorakeet.errors import LorakeetError, redact
 from lorakeet.files import durable
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -138,20 +142,21 @@ def encoding_progress(console: Console | None = None) -> Iterator[Callable[[int,
 
 
 class Reporters:
-    """Several reporters as one, closed at the end of a `with` block."""
+    """Several reporters as one, closed at the end of a `with` block. One that fails is dropped; training goes on.
+
+    An error of ours passes: it says that the run's own files cannot be written, so a checkpoint could not be either.
+    """
 
     def __init__(self, *reporters: Reporter) -> None:
-        self._reporters = reporters
+        self._reporters = list(reporters)
 
     def step(self, row: Row) -> None:
         """Tell all."""
-        for reporter in self._reporters:
-            reporter.step(row)
+        self._tell(lambda reporter: reporter.step(row))
 
     def log(self, row: Row) -> None:
         """Tell all."""
-        for reporter in self._reporters:
-            reporter.log(row)
+        self._tell(lambda reporter: reporter.log(row))
 
     def __enter__(self) -> "Reporters":
         return self
@@ -159,8 +164,27 @@ class Reporters:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for reporter in self._reporters:
-            reporter.close()
+        self._tell(lambda reporter: reporter.close())
+
+    def _tell(self, what: Callable[[Reporter], None]) -> None:
+        first: LorakeetError | None = None
+        for reporter in list(self._reporters):
+            try:
+                what(reporter)
+            except LorakeetError as error:
+                first = first or error
+            # Not KeyboardInterrupt, which is the user's; a package that calls sys.exit speaks for itself alone.
+            except (Exception, SystemExit) as error:
+                self._reporters.remove(reporter)
+                warn_of_failure(type(reporter).__name__.removesuffix("Reporter"), error)
+        if first is not None:
+            raise first
+
+
+def warn_of_failure(name: str, error: BaseException) -> None:
+    """Say in one line that a reporter is dropped, and why."""
+    reason = " ".join(redact(f"{type(error).__name__}: {error}").split())
+    logger.warning("%s reports no more, training goes on: %s", name, reason[:300])
 
 
 def _duration(seconds: float) -> str:

@@ -28,6 +28,8 @@ class PreparedData:
 
     train: EncodedRows
     held_out: list[Example]
+    held_out_rows: list[Conversation]
+    """The conversations behind `held_out`."""
     system: str | None
     """The system prompt that all training rows share, which a chat with the run should open with too."""
 
@@ -61,7 +63,10 @@ def prepare_data(
             cache_dir=cache, on_progress=on_progress,
         )  # fmt: skip
 
-    return PreparedData(encode(rows), encode(held_out).examples if held_out else [], _common_system_prompt(rows))
+    examples = encode(held_out).examples if held_out else []
+    places = {example.place for example in examples}
+    kept = [row for row in held_out if row.place in places]
+    return PreparedData(encode(rows), examples, kept, _common_system_prompt(rows))
 
 
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:

@@ -24,14 +24,16 @@ from lorakeet.data.conversation import Example
 from lorakeet.data.loader import epoch_order, iterate_steps, steps_per_epoch, total_steps
 from lorakeet.data.pack import PackedBatch, fill_rows
 from lorakeet.errors import CheckpointError, TrainingError
-from lorakeet.evaluation.perplexity import evaluate_loss
+from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
 from lorakeet.loss import pack_for, packed_loss
 from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.training.best import BestSoFar
 from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.memory import peak_memory_bytes
 from lorakeet.training.metrics import Reporters, Row
 from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
 from lorakeet.training.rng import get_rng_states, set_rng_states
+from lorakeet.training.samples import Sampler
 from lorakeet.training.schedule import check_schedule, learning_rate
 from lorakeet.training.state import give_optimizer, give_params, take_optimizer
 from lorakeet.training.stopping import StopRequest
@@ -139,18 +141,39 @@ class Trainer:
         self.elapsed_s = 0.0
         self.train_seconds = 0.0
         """Time of the steps of this process, without evaluations and saving."""
+        self.best = BestSoFar.for_config(config)
         self._window = _Window()
         self._is_evaluated = False
 
-    def run(self, reporters: Reporters, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Train from the present step to the last one; `after_step` hears of each finished step.
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train: after the last step, or where better evaluations stayed away."""
+        return self.step == self.total_steps or self.best.is_patience_over
+
+    @property
+    def is_at_best(self) -> bool:
+        """Whether this step's evaluation is the best so far, and somebody has asked for the best."""
+        is_wanted = self.config.load_best_model_at_end or self.config.early_stopping_patience is not None
+        return is_wanted and self.best.step == self.step
+
+    def run(
+        self,
+        reporters: Reporters,
+        after_step: Callable[[int], None] = lambda step: None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Train from the present step until done; `after_step` hears of each finished step, `sampler` looks closer.
 
         Raises: KeyboardInterrupt where `stop` was requested; `state` then gives the last finished step.
         """
         self.model.train()
         window = self._window
         if not self._is_evaluated and (self.step == 0 or self._is_evaluation_due()):
-            self._evaluate(reporters)
+            self._evaluate(reporters, sampler)
+            if self.step > 0:  # a checkpoint came before this evaluation, and does not know of it
+                after_step(self.step)
+        if self.is_done:
+            return
         began, first = time.perf_counter() - self.elapsed_s, self.step
         for micro_batches in self._micro_batches():
             start = time.perf_counter()
@@ -170,15 +193,17 @@ class Trainer:
             self.elapsed_s = time.perf_counter() - began
             row = self._row(window, outcome, rate, self.elapsed_s) | {"seconds_left": left * pace}
             reporters.step(row)
-            if self.step % self.config.logging_steps == 0 or left == 0:
+            may_be_last = self.config.early_stopping_patience is not None and self._is_evaluation_due()
+            if self.step % self.config.logging_steps == 0 or left == 0 or may_be_last:
                 reporters.log(row)
                 window.clear()
             if self._is_evaluation_due():
-                self._evaluate(reporters)
+                self._evaluate(reporters, sampler)
             # Last, so that a checkpoint of this step never comes before the rows about it.
             after_step(self.step)
-            if left:
-                self.stop.check()
+            if self.is_done:
+                return
+            self.stop.check()
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -196,6 +221,7 @@ class Trainer:
             "is_evaluated": self._is_evaluated,
             "window": self._window.sums,
             "cursor": self._cursor(),
+            "best": self.best.state(),
         }
         params = {name: param.detach() for name, param in self.named_params.items()}
         return TrainerState(params, moments, get_rng_states(), counts, values)
@@ -210,6 +236,7 @@ class Trainer:
         self.num_supervised_tokens, self.elapsed_s = counts["num_supervised_tokens"], counts["elapsed_s"]
         self._is_evaluated = counts["is_evaluated"]
         self._window.sums = counts["window"]
+        self.best.load_state(counts["best"])
         if counts["cursor"] != self._cursor():
             raise CheckpointError(
                 "E-CKPT-62", f"its place in the data is {counts['cursor']}, here it would be {self._cursor()}",
@@ -275,6 +302,7 @@ class Trainer:
             ) from None
         if self.step == 0:
             check_gradients(self.named_params)
+        check_weights(self.named_params, self.step + 1)
         return outcome
 
     def _row(self, window: "_Window", outcome: StepOutcome, rate: float, elapsed_s: float) -> Row:
@@ -297,22 +325,40 @@ class Trainer:
         every = self.config.eval_steps if self.config.eval_strategy == "steps" else self.steps_per_epoch
         return self.step % every == 0 or self.step == self.total_steps
 
-    def _evaluate(self, reporters: Reporters) -> None:
-        if not self.held_out_examples or self.config.eval_strategy == "no":
+    def _evaluate(self, reporters: Reporters, sampler: Sampler | None) -> None:
+        """Measure the held-out loss and let the model answer; tell of both only when both are whole."""
+        if self.config.eval_strategy == "no":
             return
         with self.inference_weights(), self.stop.droppable():
-            result = evaluate_loss(
-                self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size
-            )
-        reporters.log(
-            {
+            result = self._held_out_loss() if self.held_out_examples else None
+            answers = sampler.sample(self.model, self.step) if sampler else []
+        if result is not None:
+            row = {
                 "step": self.step,
                 "epoch": round(self.step / self.steps_per_epoch, 4),
                 "eval_loss": result.loss,
                 "num_supervised_tokens": result.num_supervised_tokens,
             }
-        )
+            reporters.log(row)
+            if self.step > 0:  # an untrained model is no choice
+                self.best.hear(row)
+        for answer in answers:
+            assert sampler is not None
+            sampler.reporters.log(answer)
         self._is_evaluated = True
+
+    def _held_out_loss(self) -> EvalLoss:
+        """Compute the held-out loss.
+
+        Raises: TrainingError where it is not finite.
+        """
+        result = evaluate_loss(self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size)
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                "E-TRAIN-15", f"the held-out loss is {result.loss}", place=f"step {self.step}",
+                fix="Lower learning_rate, or train with bf16: false",
+            )  # fmt: skip
+        return result
 
 
 def check_gradients(named_params: dict[str, torch.nn.Parameter]) -> None:
@@ -328,6 +374,17 @@ def check_gradients(named_params: dict[str, torch.nn.Parameter]) -> None:
     if dead:
         names = ", ".join(dead[:5])
         raise TrainingError("E-TRAIN-17", f"no gradient reaches {len(dead)} of {len(named_params)} parameters: {names}")
+
+
+def check_weights(named_params: dict[str, torch.nn.Parameter], step: int) -> None:
+    """Raise TrainingError where a step has left a trained weight that is not finite; what is saved is older."""
+    finite = torch.stack([torch.isfinite(param).all() for param in named_params.values()])
+    if not finite.all():
+        bad = [name for name, is_finite in zip(named_params, finite.tolist(), strict=True) if not is_finite]
+        raise TrainingError(
+            "E-TRAIN-15", f"{len(bad)} weights are not finite, for example {bad[0]}", place=f"step {step}",
+            fix="Lower learning_rate, and resume from the last checkpoint",
+        )  # fmt: skip
 
 
 class _Window:
