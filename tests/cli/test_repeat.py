@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import lorakeet
 from lorakeet.cli import main
+from tests.config.test_foreign_keys import NOTEBOOK_PEFT, NOTEBOOK_TRAINING
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -90,3 +92,15 @@ def test_the_example_runs_as_it_is(tmp_path, tiny_model_directory, data, monkeyp
     assert run.summary["steps"] == 7  # 28 rows in fours; two are held out
     assert run.config.training_config.eval_strategy == "no"
     assert run.adapter_directory.joinpath("adapter_config.json").is_file()
+
+
+def test_the_notebooks_dictionaries_train_all_four_layers(tmp_path, tiny_model_directory, data, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        run = lorakeet.train(
+            str(tiny_model_directory), str(data), training_config=NOTEBOOK_TRAINING, peft_config=NOTEBOOK_PEFT
+        )
+    assert run.directory == Path("phi-3-mini-LoRA")
+    assert "gate_proj and up_proj are one layer of this model, gate_up_proj" in caplog.text
+    trained = {key.split(".")[-3] for key in load_file(run.directory / ADAPTER)}
+    assert trained == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
