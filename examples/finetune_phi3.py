@@ -11,6 +11,7 @@ import logging
 import sys
 
 import lorakeet
+from lorakeet import dist
 
 logger = logging.getLogger("finetune_phi3")
 
@@ -51,7 +52,8 @@ peft_config = {
 
 def main(model: str = "demo", data: str = "demo") -> None:
     """Train, and say what came of it."""
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
+    level = logging.INFO if dist.is_main() else logging.ERROR  # one of torchrun's processes speaks for all
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=level)
     logger.info("Training parameters %s", training_config)
     logger.info("PEFT parameters %s", peft_config)
     run = lorakeet.train(model, data, training_config=training_config, peft_config=peft_config)

@@ -14,7 +14,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lorakeet import __version__
+from lorakeet import __version__, dist
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.pack import packing_stats
 from lorakeet.data.template import Template, template_for
@@ -53,8 +54,9 @@ from lorakeet.quant.layers import num_weights
 from lorakeet.training import checkpoint, prediction
 from lorakeet.training.best import require_evaluations
 from lorakeet.training.coverage import check_coverage
-from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporters, encoding_progress
+from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporter, Reporters, encoding_progress
 from lorakeet.training.outlook import Outlook
+from lorakeet.training.parallel import require_same, shard_base, state_from_main
 from lorakeet.training.prediction import Prediction
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
 from lorakeet.training.reporters import open_reporters, services
@@ -236,17 +238,20 @@ def load_model(
     """
     if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    directory = registry.resolve(name)
+    device = dist.device()
+    with dist.one_of_each_machine_first():
+        directory = registry.resolve(name)
     tokenizer = load_tokenizer(directory)
-    dtype = choose_dtype(bf16, device)
+    dtype = getattr(torch, dist.from_main(str(choose_dtype(bf16, device)).removeprefix("torch.")))
     if quantization.is_on:
-        model = load_quantized_model(directory, quantization, dtype=dtype, device=device)
+        with dist.one_of_each_machine_first():  # it fills the cache of quantised weights
+            model = load_quantized_model(directory, quantization, dtype=dtype, device=device)
     else:
         model = weights.load_model(directory, dtype=dtype, device=device)
     return Loaded(model.eval(), tokenizer, template_for(tokenizer, name=template), directory)
 
 
+@dist.processes()
 def train(
     model: str | None = None,
     data: str | Sequence[str] | None = None,
@@ -259,7 +264,7 @@ def train(
     resume: bool = False,
     restart: bool = False,
 ) -> Run:
-    """Train adapters and save them: everything `lorakeet train` does.
+    """Train adapters and save them: everything `lorakeet train` does. Under torchrun, all its processes do it together.
 
     Args:
         model: alias, directory or hub id.
@@ -280,16 +285,26 @@ def train(
         sections |= {"quantization_config": dict(quantization_config or {})}
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
     services(config.training_config.report_to)  # what is missing is said before anything is read
-    directory = _run_directory(config)
+    directory = Path(dist.from_main(str(_run_directory(config))))
     run = Run(directory)
     config = _with_settings(config, output_dir=str(directory))
     with durable.writing(directory):
-        is_new = _check_run_directory(directory, resume=resume, restart=restart)
-    with StopRequest() as stop, checkpoint.lock(directory), run_log() as begin_log:
+        is_new = dist.from_main(dist.is_main() and _check_run_directory(directory, resume=resume, restart=restart))
+    with StopRequest() as stop, _writing_to(directory) as begin_log:
         for note in config.notes:
             logger.info("Note: %s.", note)
         _train_in(run, config, stop, resume=resume and not is_new, begin_log=begin_log)
     return run
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[Callable[[Path], None]]:
+    """Hold a run directory and its log, in the process that writes; the others write nothing."""
+    if not dist.is_main():
+        yield lambda path: None
+        return
+    with checkpoint.lock(directory), run_log() as begin_log:
+        yield begin_log
 
 
 def _train_in(
@@ -305,21 +320,26 @@ def _train_in(
         model = loaded.model
         config = _in_names_of(model, config)
         longest = model.config.max_position_embeddings
-        with encoding_progress() as on_progress:
+        with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
             data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
         require_evaluations(config.training_config, data)
         sampler = build_sampler(config, data, loaded.tokenizer, loaded.template, longest)
-        base_hash = weights.fingerprint(loaded.directory)
+        with dist.one_of_each_machine_first():
+            base_hash = weights.fingerprint(loaded.directory)
         trainer = _build_trainer(config, model, data, stop)
         identity = _identity(config, data, base_hash, str(model.lm_head.weight.dtype))
-        found = checkpoint.load_newest(run.directory, identity, note=logger.warning) if resume else None
-        if found is not None:
-            trainer.load_state(found[1])
-    durable.require_space(run.directory, trainer.checkpoint_bytes * checkpoint.num_to_come(run.directory))
-    if not resume:
-        with durable.writing(run.directory):
-            _move_aside(run.directory)
-            _write_config(run.directory, config, data)
+        require_same(identity)
+        is_read = resume and dist.is_main()
+        found = checkpoint.load_newest(run.directory, identity, note=logger.warning) if is_read else None
+        state = state_from_main(found and found[1])
+        if state is not None:
+            trainer.load_state(state)
+    if dist.is_main():
+        durable.require_space(run.directory, trainer.checkpoint_bytes * checkpoint.num_to_come(run.directory))
+        if not resume:
+            with durable.writing(run.directory):
+                _move_aside(run.directory)
+                _write_config(run.directory, config, data)
     with durable.writing(run.directory):
         begin_log(run.directory / "train.log")
     _log_setting(config, model)
@@ -330,17 +350,24 @@ def _train_in(
         outlook = Outlook.of(run.directory, trainer)
     _run_trainer(run, config, trainer, sampler, identity)
     outlook.compare()
-    _choose_adapter(run, trainer)
+    if dist.is_main():
+        _choose_adapter(run, trainer)
+        _save_adapter(run, trainer, config, loaded.directory, base_hash)
+    dist.barrier()
+
+
+def _save_adapter(run: Run, trainer: Trainer, config: RunConfig, base: Path, base_hash: str) -> None:
+    """Write the adapter with its tokenizer, ready for PEFT."""
     with durable.writing(run.adapter_directory), durable.new_directory(run.adapter_directory, replace=True) as draft:
         with trainer.inference_weights():
             save_adapter(
-                model,
+                trainer.model,
                 draft,
                 config=config.peft_config,
-                base_model_name_or_path=registry.public_name(config.model, loaded.directory),
+                base_model_name_or_path=registry.public_name(config.model, base),
                 extra={"base_hash": base_hash, "step": trainer.step},
             )
-        copy_tokenizer(loaded.directory, draft)
+        copy_tokenizer(base, draft)
 
 
 def _build_trainer(
@@ -351,6 +378,8 @@ def _build_trainer(
     seed_all(settings.seed)
     inject(model, config.peft_config)
     check_coverage(model, config.peft_config)
+    if settings.fsdp and dist.is_shared():
+        shard_base(model)
     keep_freed_memory()
     if settings.recompute is not None:
         recompute_activations(model, settings.recompute)
@@ -369,25 +398,30 @@ def predict(config: RunConfig) -> Prediction:
 def _run_trainer(run: Run, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]) -> None:
     """Train to the end, saving on the way, and at once where somebody wants to stop."""
     settings, stop = trainer.config, trainer.stop
-    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step)
+    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step) if dist.is_main() else None
     saved_step = trainer.step
 
     def save() -> None:
         nonlocal saved_step
-        metrics.sync()  # a checkpoint of this step never comes before the rows about it
-        checkpoint.save_checkpoint(
-            run.directory, trainer.state(), identity, settings.save_total_limit, best_step=trainer.best.step
-        )
+        state = trainer.state()
+        if metrics is not None:
+            metrics.sync()  # a checkpoint of this step never comes before the rows about it
+            keep, best_step = settings.save_total_limit, trainer.best.step
+            checkpoint.save_checkpoint(run.directory, state, identity, keep, best_step=best_step)
+        dist.barrier()
         saved_step = trainer.step
 
     def after_step(step: int) -> None:
         if trainer.is_done or step % settings.save_steps == 0 or trainer.is_at_best:
             save()
 
-    console = Console(stderr=True)
-    display = ConsoleReporter(trainer.total_steps, trainer.step, console)
-    others = open_reporters(config, run.directory, trainer.step)
-    with Reporters(metrics, display, *others) as reporters, sampler.reporting(run.directory, trainer.step, console):
+    console, heard_by = Console(stderr=True), list[Reporter]()
+    answers_heard: AbstractContextManager[None] = nullcontext()
+    if metrics is not None:
+        display = ConsoleReporter(trainer.total_steps, trainer.step, console)
+        heard_by = [metrics, display, *open_reporters(config, run.directory, trainer.step)]
+        answers_heard = sampler.reporting(run.directory, trainer.step, console)
+    with Reporters(*heard_by) as reporters, answers_heard:
         try:
             trainer.run(reporters, after_step, sampler)
         except KeyboardInterrupt:
@@ -489,7 +523,8 @@ def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
 # What may change between the parts of a resumed run without changing what is learned.
 _FREE_KEYS = {"output_dir", "run_name", "logging_steps", "eval_strategy", "eval_steps", "save_steps",
               "save_total_limit", "per_device_eval_batch_size", "bf16", "report_to", "project", "logging_dir",
-              "load_best_model_at_end", "sample_prompts", "sample_max_new_tokens"}  # fmt: skip
+              "load_best_model_at_end", "sample_prompts", "sample_max_new_tokens", "per_device_train_batch_size",
+              "gradient_accumulation_steps", "fsdp"}  # fmt: skip
 
 
 def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> dict[str, str]:
@@ -500,6 +535,9 @@ def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str)
         for example in examples:
             digest.update(repr((example.input_ids, example.spans)).encode())
         identity[name] = digest.hexdigest()
+    settings = config.training_config
+    rows_of_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size()
+    identity["per_device_train_batch_size × gradient_accumulation_steps × processes"] = str(rows_of_a_step)
     for section in ("training_config", "peft_config", "quantization_config"):
         for key, value in getattr(config, section).model_dump(mode="json").items():
             if key not in _FREE_KEYS:

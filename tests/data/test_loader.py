@@ -49,8 +49,25 @@ def test_ranks_share_each_step(world_size):
         places(iterate_steps(EXAMPLES, batch_size=1, rank=rank, world_size=world_size, **options))
         for rank in range(world_size)
     ]
+    assert all(len({len(rank[i]) for rank in ranks}) == 1 for i in range(len(ranks[0])))
     one = places(iterate_steps(EXAMPLES, batch_size=world_size, **options))
     assert [sorted(p for rank in ranks for p in flat(rank[i])) for i in range(len(one))] == [flat(s) for s in one]
+
+
+def test_a_rank_without_rows_gets_empty_micro_batches():
+    options = {"batch_size": 1, "grad_accum_steps": 4, "seed": 5, "num_epochs": 1, "world_size": 2}
+    first, second = (places(iterate_steps(EXAMPLES[:13], rank=rank, **options)) for rank in range(2))
+    assert [len(micro) for micro in first[-1]] == [1, 1, 1]
+    assert [len(micro) for micro in second[-1]] == [1, 1, 0]
+
+
+def test_ranks_get_about_as_many_tokens():
+    ragged = [Example([1] * (5 + (i * 37) % 90), ((1, 2),), str(i)) for i in range(64)]
+    options = {"batch_size": 4, "grad_accum_steps": 2, "seed": 0, "num_epochs": 1, "world_size": 2}
+    first, second = (list(iterate_steps(ragged, rank=rank, **options)) for rank in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        counts = [sum(len(row.input_ids) for micro in step for row in micro) for step in (ours, theirs)]
+        assert max(counts) < 1.1 * min(counts)
 
 
 def test_resumes_at_any_step():

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 
 import typer
 
+from lorakeet import dist
 from lorakeet.cli import chat, check, demo, evaluate, merge, train
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.training.runlog import LogFormatter
@@ -61,7 +62,8 @@ def run(arguments: list[str]) -> int:
     logging.basicConfig(handlers=[handler])
     logging.getLogger("lorakeet").setLevel(logging.INFO)
     try:
-        result = app(arguments, standalone_mode=False)
+        with dist.processes():
+            result = app(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LorakeetError as error:
         print(error, file=sys.stderr)

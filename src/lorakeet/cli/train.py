@@ -47,7 +47,7 @@ def command(
 
     Example: lorakeet train phi3-mini chats.jsonl --epochs 2 --lr 1e-4
     """
-    from lorakeet import api
+    from lorakeet import api, dist
     from lorakeet.config import pairs, resolve_config
 
     if verbose:
@@ -82,6 +82,8 @@ def command(
     flags["training_config"]["output_dir"] = str(output) if output else None
     resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
     run = api.train(config=resolved, resume=resume, restart=restart)
+    if not dist.is_main():
+        return
     if as_json:
         print(json.dumps(run.summary))
     else:

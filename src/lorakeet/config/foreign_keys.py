@@ -124,7 +124,7 @@ _DEVICES = (
     | noted("torchrun says which process this is", "local_rank")
     | noted("torchrun and PyTorch's own defaults say how processes meet", "ddp_backend", "ddp_timeout",
             "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph")
-    | refused("Leave it out; several processes start with torchrun", "fsdp", "fsdp_config", "deepspeed",
+    | refused("Leave it out; several processes start with torchrun", "fsdp_config", "deepspeed",
               "accelerator_config", "parallelism_config", "sharded_ddp", "fsdp_transformer_layer_cls_to_wrap",
               "dispatch_batches", harmless=NOTHING)
     | refused("Leave it out; several processes start with torchrun", "fsdp_min_num_params", harmless=(0, None))

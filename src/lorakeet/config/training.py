@@ -124,6 +124,8 @@ class TrainingConfig(StrictModel):
     """The project under which these services file the run, by its run_name or else its folder's name."""
     logging_dir: str | None = None
     """Where they write; RUN/logs where nothing is said."""
+    fsdp: bool = False
+    """With several processes, keep a part of the frozen model in each (FSDP2) instead of all of it in all."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Seed of adapters, order and dropout."""
 
@@ -131,6 +133,20 @@ class TrainingConfig(StrictModel):
     def recompute(self) -> Literal["selective", "full"] | None:
         """What the backward pass computes again: nothing, what is cheap, or all."""
         return "selective" if self.gradient_checkpointing is True else self.gradient_checkpointing or None
+
+    @field_validator("fsdp", mode="before")
+    @classmethod
+    def _shards_fully(cls, value: Any) -> Any:
+        """Read transformers' ways to ask for it: "full_shard auto_wrap", as a string or a list, or nothing at all."""
+        words = value.split() if isinstance(value, str) else [] if value is None else value
+        if isinstance(words, list) and set(words) <= {"full_shard", "auto_wrap"}:
+            return "full_shard" in words
+        if isinstance(words, list):
+            raise ConfigError(
+                "E-CFG-154", f"is {value!r}, which is not sharding the whole model", place="training_config.fsdp",
+                fix="Say fsdp: true",
+            )  # fmt: skip
+        return value
 
     @field_validator("run_name")
     @classmethod

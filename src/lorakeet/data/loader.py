@@ -4,9 +4,10 @@ data in: encoded Examples → out: for each step a list of micro-batches. No sta
 so a resumed run goes on exactly where it stopped.
 """
 
+import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from lorakeet.data.conversation import Example
@@ -66,8 +67,8 @@ def iterate_steps(
 
     A step takes batch_size * grad_accum_steps * world_size units of the epoch's order; a unit is one example, or
     with `rows` (from pack.fill_rows) a group of them. The set of a step does not depend on how it is split into
-    micro-batches and ranks. The last, partial step of an epoch is kept; a rank may then get fewer micro-batches
-    than the others, or none.
+    micro-batches and ranks. The last, partial step of an epoch is kept. Ranks work hand in hand: each gets about as
+    many tokens as every other, and exactly as many micro-batches; one that it has no units left for is empty.
     """
     num_units = len(examples) if rows is None else len(rows)
     split = {"batch_size": batch_size, "grad_accum_steps": grad_accum_steps, "world_size": world_size}
@@ -77,9 +78,24 @@ def iterate_steps(
     for step in range(start_step, last):
         epoch, index = divmod(step, per_epoch)
         order: Sequence[int] = _order(num_units, seed, epoch) if shuffle else range(num_units)
-        mine = order[index * size : (index + 1) * size][rank::world_size]
-        groups = [[unit] if rows is None else rows[unit] for unit in mine]
+        units = order[index * size : (index + 1) * size]
+        num_mine = math.ceil(len(units) / world_size)
+        if world_size > 1:
+            units = _dealt(units, lambda unit: _num_tokens(examples, rows, unit), rank, world_size)
+        groups = [[unit] if rows is None else rows[unit] for unit in units]
         yield [
             [examples[i] for group in groups[at : at + batch_size] for i in group]
-            for at in range(0, len(groups), batch_size)
+            for at in range(0, num_mine, batch_size)
         ]
+
+
+def _dealt(units: Sequence[int], num_tokens: Callable[[int], int], rank: int, world_size: int) -> list[int]:
+    """Give a rank its part of a step's units: dealt largest first, there and back, so that all finish together."""
+    ordered = sorted(units, key=num_tokens, reverse=True)
+    there = list(range(world_size))
+    turns = itertools.cycle(there + there[::-1])
+    return [unit for unit, turn in zip(ordered, turns, strict=False) if turn == rank]
+
+
+def _num_tokens(examples: Sequence[Example], rows: Sequence[Sequence[int]] | None, unit: int) -> int:
+    return sum(len(examples[i].input_ids) for i in ([unit] if rows is None else rows[unit]))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lorakeet import dist
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.files import durable
 
@@ -136,7 +137,8 @@ def encoding_progress(console: Console | None = None) -> Iterator[Callable[[int,
     """Show how many rows are encoded and proven, in a bar that goes away again; nothing where there is no terminal."""
     console = console or Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    is_seen = console.is_terminal and dist.is_main()
+    with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
         task = progress.add_task("encoding and proving rows", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakeet import dist
 from lorakeet.files import durable
 from lorakeet.training.memory import peak_memory_bytes
 from lorakeet.training.prediction import Prediction, predict
@@ -34,6 +35,8 @@ class Outlook:
         """Predict a run that is long enough and say so; a resumed run keeps the prediction it began with."""
         file = directory / "prediction.json"
         predicted = None
+        if dist.is_shared():  # a prediction is made of passes that one process makes alone
+            return cls(directory, trainer, trainer.step, None)
         if trainer.step == 0 and trainer.total_steps >= LEAST_STEPS:
             predicted = predict(trainer)
             _write(file, {"predicted": predicted.to_dict()})

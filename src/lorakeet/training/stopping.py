@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from lorakeet import dist
+
 
 class StopRequest:
     """While entered, listens to SIGINT and SIGTERM."""
@@ -38,13 +40,20 @@ class StopRequest:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt where a signal has come."""
-        if self.requested:
+        """Raise KeyboardInterrupt where a signal has come, to this process or to another one; all must ask."""
+        if dist.any_process(self.requested):
+            self.requested = True
             raise KeyboardInterrupt
 
     @contextmanager
-    def droppable(self) -> Iterator[None]:
-        """Let a signal raise KeyboardInterrupt at once in this block, whose work is lost then."""
+    def droppable(self, *, together: bool = False) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt at once in this block, whose work is lost then.
+
+        Work that processes do `together` is dropped only where there is one process: none may leave the others alone.
+        """
+        if together and dist.is_shared():
+            yield
+            return
         before, self._droppable = self._droppable, True
         try:
             self.check()

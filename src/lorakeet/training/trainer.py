@@ -5,20 +5,23 @@ of metrics for whoever reports them. Each optimizer step is
 
     micro-batches → packed streams → sum of losses / supervised tokens of the whole step → gradient → AdamW
 
-so that every supervised token of a step weighs the same, however the step is cut into micro-batches.
+so that every supervised token of a step weighs the same, however the step is cut into micro-batches and shared by
+processes.
 Loading, saving and the command line live elsewhere.
 """
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lorakeet import dist
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.loader import epoch_order, iterate_steps, steps_per_epoch, total_steps
@@ -32,6 +35,14 @@ from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.memory import peak_memory_bytes
 from lorakeet.training.metrics import Reporters, Row
 from lorakeet.training.optim import build_optimizer, inference_weights, set_learning_rate
+from lorakeet.training.parallel import (
+    draw_apart,
+    gather_random_states,
+    kept_apart,
+    same_start,
+    set_random_states,
+    shared,
+)
 from lorakeet.training.rng import get_rng_states, set_rng_states
 from lorakeet.training.samples import Sampler
 from lorakeet.training.schedule import check_schedule, learning_rate
@@ -39,6 +50,8 @@ from lorakeet.training.state import give_optimizer, give_params, take_optimizer
 from lorakeet.training.stopping import StopRequest
 
 _MARKED = 256  # units of an epoch whose order stands for that of all
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,11 @@ class StepOutcome:
 def num_steps(config: TrainingConfig, num_rows: int) -> tuple[int, int]:
     """Give (steps of an epoch, steps of the run), as the loader counts them."""
     batch, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    per_epoch = steps_per_epoch(num_rows, batch_size=batch, grad_accum_steps=accumulated)
+    split = {"batch_size": batch, "grad_accum_steps": accumulated, "world_size": dist.world_size()}
+    per_epoch = steps_per_epoch(num_rows, **split)
     total = total_steps(
         num_rows,
-        batch_size=batch,
-        grad_accum_steps=accumulated,
+        **split,
         num_epochs=config.num_train_epochs,
         max_steps=config.max_steps if config.max_steps > 0 else None,
     )
@@ -77,31 +90,36 @@ def train_step(
     label_smoothing: float = 0.0,
     noise_alpha: float = 0.0,
 ) -> StepOutcome:
-    """Take one optimizer step over all `batches`, weighing every supervised token the same.
+    """Take one optimizer step over all `batches` of all processes, weighing every supervised token the same.
 
     `label_smoothing` and `noise_alpha` are those of `packed_loss`.
     Raises: TrainingError where loss or gradient is not finite, KeyboardInterrupt where `stop` came before the
     gradient was whole; the parameters are then as they were.
     """
-    supervised = sum(batch.num_supervised_tokens for batch in batches)
+    counts = sum(batch.num_supervised_tokens for batch in batches), sum(batch.num_tokens for batch in batches)
+    supervised, num_tokens = map(int, dist.totals(*counts))
     params = [param for group in optimizer.param_groups for param in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros(())
-    for batch in batches:
-        with stop.droppable() if stop else nullcontext():
+    for i, batch in enumerate(batches):
+        is_last = i == len(batches) - 1
+        with stop.droppable(together=True) if stop else nullcontext(), nullcontext() if is_last else kept_apart(model):
             loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
-            share = loss_sum / supervised
+            # A pass that only keeps company with the other processes' weighs nothing.
+            share = loss_sum / (supervised if batch.num_supervised_tokens else math.inf)
             if not share.requires_grad:
                 raise TrainingError("E-TRAIN-17", "no gradient reaches any parameter")
             share.backward()
         loss = loss + share.detach().cpu()
     grad_norm = torch.nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
     outcome = StepOutcome(
-        loss=loss.item(),
+        loss=torch.stack(dist.gather(loss)).sum().item(),
         grad_norm=grad_norm.item(),
-        num_tokens=sum(batch.num_tokens for batch in batches),
+        num_tokens=num_tokens,
         num_supervised_tokens=supervised,
     )
+    if math.isfinite(loss.item()) and not math.isfinite(outcome.loss):
+        dist.barrier()  # the process whose rows did it says so, and ends this wait by ending
     for name, value in (("loss", outcome.loss), ("gradient norm", outcome.grad_norm)):
         if not math.isfinite(value):
             raise TrainingError(
@@ -130,6 +148,9 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.train_examples, self.held_out_examples = train_examples, held_out_examples
         self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        same_start(self.named_params)
+        draw_apart(config.seed, step=0)
+        self.shared = shared(model)
         self.optimizer = build_optimizer(model, config)
         self.rows = self._fill_rows()
         num_rows = len(train_examples) if self.rows is None else len(self.rows)
@@ -211,7 +232,10 @@ class Trainer:
         return 3 * 4 * sum(param.numel() for param in self.named_params.values())
 
     def state(self) -> TrainerState:
-        """Give everything that decides how training goes on, as references to the live tensors."""
+        """Give everything that decides how training goes on, as references to the live tensors.
+
+        Every process must ask at the same time; all get the same, the random states of all included.
+        """
         moments, values = take_optimizer(self.optimizer, self.named_params)
         counts = {
             "step": self.step,
@@ -222,21 +246,28 @@ class Trainer:
             "window": self._window.sums,
             "cursor": self._cursor(),
             "best": self.best.state(),
+            "num_processes": dist.world_size(),
         }
         params = {name: param.detach() for name, param in self.named_params.items()}
-        return TrainerState(params, moments, get_rng_states(), counts, values)
+        return TrainerState(params, moments, gather_random_states(), counts, values)
 
     def load_state(self, state: TrainerState) -> None:
         """Go on where `state` was taken."""
         give_params(self.named_params, state.params)
         give_optimizer(self.optimizer, self.named_params, state.moments, state.optimizer)
-        set_rng_states(state.rng)
         counts = state.counts
         self.step, self.num_tokens = counts["step"], counts["num_tokens"]
         self.num_supervised_tokens, self.elapsed_s = counts["num_supervised_tokens"], counts["elapsed_s"]
         self._is_evaluated = counts["is_evaluated"]
         self._window.sums = counts["window"]
         self.best.load_state(counts["best"])
+        draw_apart(self.config.seed, self.step)
+        set_random_states(state.rng)
+        if counts["num_processes"] != dist.world_size():
+            logger.warning(
+                "%d processes go on where %d stopped: the same rows in every step, and results equal to rounding "
+                "(dropout, if any, draws anew).", dist.world_size(), counts["num_processes"],
+            )  # fmt: skip
         if counts["cursor"] != self._cursor():
             raise CheckpointError(
                 "E-CKPT-62", f"its place in the data is {counts['cursor']}, here it would be {self._cursor()}",
@@ -264,6 +295,8 @@ class Trainer:
             seed=self.config.seed,
             max_steps=self.total_steps,
             start_step=self.step,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
             rows=self.rows,
         )
 
@@ -278,10 +311,10 @@ class Trainer:
         """Take a step, or none where it is stopped; the first one proves that a gradient reaches every adapter."""
         config, noise_alpha = self.config, self.config.neftune_noise_alpha or 0.0
         random_states = get_rng_states()
-        batches = [pack_for(self.model, examples, is_noisy=noise_alpha > 0) for examples in micro_batches]
+        batches = [self._pack(examples, is_noisy=noise_alpha > 0) for examples in micro_batches]
         try:
             outcome = train_step(
-                self.model,
+                self.shared,
                 batches,
                 self.optimizer,
                 config.max_grad_norm,
@@ -304,6 +337,13 @@ class Trainer:
             check_gradients(self.named_params)
         check_weights(self.named_params, self.step + 1)
         return outcome
+
+    def _pack(self, examples: list[Example], *, is_noisy: bool) -> PackedBatch:
+        """Pack a micro-batch; an empty one becomes a pass that weighs nothing, beside those of other processes."""
+        if examples:
+            return pack_for(self.model, examples, is_noisy=is_noisy)
+        company = pack_for(self.model, self.train_examples[:1], is_noisy=is_noisy)
+        return replace(company, num_supervised_tokens=0, num_tokens=0)
 
     def _row(self, window: "_Window", outcome: StepOutcome, rate: float, elapsed_s: float) -> Row:
         return {
@@ -329,7 +369,7 @@ class Trainer:
         """Measure the held-out loss and let the model answer; tell of both only when both are whole."""
         if self.config.eval_strategy == "no":
             return
-        with self.inference_weights(), self.stop.droppable():
+        with self.inference_weights(), self.stop.droppable(together=True):
             result = self._held_out_loss() if self.held_out_examples else None
             answers = sampler.sample(self.model, self.step) if sampler else []
         if result is not None:
@@ -352,7 +392,12 @@ class Trainer:
 
         Raises: TrainingError where it is not finite.
         """
-        result = evaluate_loss(self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size)
+        result = evaluate_loss(
+            self.model,
+            self.held_out_examples,
+            batch_size=self.config.per_device_eval_batch_size,
+            on_progress=(lambda done, total: self.stop.check()) if dist.is_shared() else None,
+        )
         if not math.isfinite(result.loss):
             raise TrainingError(
                 "E-TRAIN-15", f"the held-out loss is {result.loss}", place=f"step {self.step}",
