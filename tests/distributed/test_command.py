@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lorakeet.cli import main
 
-OPTIONS = ["--r", "2", "--set", "training_config.logging_steps=1", "--set", "training_config.bf16=false"]
+OPTIONS = ["--set", "peft_config.r=2", "--set", "training_config.logging_steps=1", "--set", "training_config.bf16=false"]
 
 
 def command(model, data, run, *more):

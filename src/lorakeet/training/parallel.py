@@ -12,10 +12,11 @@ import dataclasses
 import hashlib
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._distributed_c10d import GradBucket  # DistributedDataParallel wants to see it in the annotation
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,9 +25,6 @@ from lorakeet.errors import ConfigError
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.training.checkpoint import TrainerState
 from lorakeet.training.rng import get_rng_states, set_rng_states
-
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import GradBucket
 
 
 class SharedModel(DistributedDataParallel):
@@ -50,7 +48,7 @@ class SharedModel(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def _add_up(_: object, bucket: "GradBucket") -> torch.futures.Future[torch.Tensor]:
+def _add_up(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
