@@ -113,7 +113,7 @@ def _join() -> "Store":
 
     if torch.distributed.is_initialized():
         raise ConfigError(
-            "E-CFG-152", "torch.distributed is initialised already", place="train",
+            "E-CFG-182", "torch.distributed is initialised already", place="train",
             fix="Leave that to lorakeet: start the script with torchrun and call train first",
         )  # fmt: skip
     has_cuda = torch.cuda.is_available()
@@ -121,7 +121,7 @@ def _join() -> "Store":
         ours, there = local_rank(), torch.cuda.device_count()
         if ours >= there:
             raise ConfigError(
-                "E-CFG-151", f"process {ours} of this machine needs a GPU of its own, and there are {there}",
+                "E-CFG-181", f"process {ours} of this machine needs a GPU of its own, and there are {there}",
                 place="torchrun --nproc-per-node", fix=f"Start at most {there} processes on it",
             )  # fmt: skip
         torch.cuda.set_device(ours)

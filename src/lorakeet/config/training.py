@@ -143,7 +143,7 @@ class TrainingConfig(StrictModel):
             return "full_shard" in words
         if isinstance(words, list):
             raise ConfigError(
-                "E-CFG-154", f"is {value!r}, which is not sharding the whole model", place="training_config.fsdp",
+                "E-CFG-184", f"is {value!r}, which is not sharding the whole model", place="training_config.fsdp",
                 fix="Say fsdp: true",
             )  # fmt: skip
         return value

@@ -83,7 +83,7 @@ def require_same(identity: Mapping[str, str]) -> None:
     mains = dist.from_main(dict(identity))
     if differing := [key for key, value in identity.items() if mains[key] != value]:
         raise ConfigError(
-            "E-CFG-153", f"process {dist.rank()} has another {', '.join(differing)} than the main one",
+            "E-CFG-183", f"process {dist.rank()} has another {', '.join(differing)} than the main one",
             place=socket.gethostname(), fix="Give every machine the same files and the same command",
         )  # fmt: skip
 
@@ -110,7 +110,7 @@ def shard_base(model: Phi3ForCausalLM) -> None:
     adapters = {param for param in model.parameters() if param.requires_grad}
     if not all(param.is_floating_point() for param in model.parameters()):
         raise ConfigError(
-            "E-CFG-155", "a quantised model is not shared out", place="training_config.fsdp",
+            "E-CFG-185", "a quantised model is not shared out", place="training_config.fsdp",
             fix="Leave fsdp out: each process holds the small model whole",
         )  # fmt: skip
     mesh = init_device_mesh(model.lm_head.weight.device.type, (dist.world_size(),))
