@@ -23,6 +23,8 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 TRAINS = ("train", "check")
 """Commands whose time goes into training steps alone: generation has so many small ones that waking costs a quarter."""
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="lorakeet",
     help="Fine-tune Phi-3-family chat models with LoRA, and know that it is right.",
@@ -64,6 +66,8 @@ def run(arguments: list[str]) -> int:
     try:
         with dist.processes():
             result = app(arguments, standalone_mode=False)
+            if result == _INTERRUPTED:  # how some versions of typer hand on a KeyboardInterrupt
+                raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except LorakeetError as error:
         print(error, file=sys.stderr)
@@ -73,7 +77,7 @@ def run(arguments: list[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     except typer.Exit as ending:
         return ending.exit_code
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
