@@ -156,5 +156,6 @@ def test_saved_adapters_load_to_the_same_bits(drawn: tuple[nn.Module, lora.LoraC
         loaded = lora.load_adapter(fresh, folder)
     assert (loaded.r, loaded.lora_alpha, loaded.use_rslora) == (config.r, config.lora_alpha, config.use_rslora)
     assert torch.equal(fresh(IDS), model(IDS))
-    lora.merge_and_unload(model)
-    torch.testing.assert_close(model(IDS), fresh(IDS), rtol=1e-3, atol=1e-3)
+    # In float64: attention over such large random weights turns float32's roundings into visible differences.
+    lora.merge_and_unload(model.double())
+    torch.testing.assert_close(model(IDS), fresh.double()(IDS), rtol=1e-7, atol=1e-7)

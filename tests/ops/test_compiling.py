@@ -2,6 +2,7 @@
 
 import logging
 
+import pytest
 import torch
 
 from lorakeet.ops import compiling
@@ -29,3 +30,15 @@ def test_without_a_compiler_the_same_python_runs_and_says_so_once(monkeypatch, c
         ]
     finally:
         compiling.can_compile.cache_clear()
+
+
+def test_a_function_of_many_variants_stays_compiled():
+    if not compiling.can_compile():
+        pytest.skip("needs a C++ compiler")
+
+    @compiling.compiled
+    def tell(x, variant):
+        return x + (len(variant) if torch.compiler.is_compiling() else -1)
+
+    for length in range(12):
+        assert tell(torch.zeros(()), "x" * length) == length

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakeet.models.config import Phi3Config
 from lorakeet.ops.attention import NO_WINDOW, attention
-from lorakeet.ops.compiling import can_compile
+from lorakeet.ops.compiling import can_compile, compile_module
 from lorakeet.ops.rope import rope_tables, rotate
 
 
@@ -190,7 +190,7 @@ class Phi3ForCausalLM(nn.Module):
         if not can_compile():
             return
         for layer in self.model.layers:
-            layer.compile(dynamic=True)
+            compile_module(layer)
 
     def _rope_tables(self, position_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give cosines and sines; under LongRoPE each document's own length chooses its frequencies."""
