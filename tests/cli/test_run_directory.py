@@ -42,7 +42,7 @@ def finished(train, tmp_path):
     [
         (["--seed", "7"], "training_config.seed (7, was 42)"),
         (["--lr", "1e-3"], "training_config.learning_rate (0.001, was 0.0002)"),
-        (["--batch-size", "2"], "training_config.per_device_train_batch_size (2, was 8)"),
+        (["--batch-size", "2"], "per_device_train_batch_size × gradient_accumulation_steps × processes (2, was 8)"),
         (["--set", "training_config.bf16=false"], "dtype (torch.float32, was torch.bfloat16)"),
     ],
 )

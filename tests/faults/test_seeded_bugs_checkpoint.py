@@ -178,5 +178,5 @@ def test_29_an_epoch_that_is_skipped_is_refused(run, monkeypatch):
 
 
 def test_29_random_states_that_are_not_restored_end_otherwise(run, monkeypatch):
-    monkeypatch.setattr(trainer, "set_rng_states", lambda states: None)
+    monkeypatch.setattr(trainer, "set_random_states", lambda states: None)
     assert not equal(run.resumed(), run.expected)
