@@ -5,27 +5,19 @@ puts the stages together in the order of the data's way; none of them computes a
 """
 
 import dataclasses
-import hashlib
 import importlib.util
-import itertools
 import json
 import logging
-import os
-import platform
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from lorakeet import __version__, dist
+from lorakeet import dist
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
-from lorakeet.data.pack import packing_stats
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.embedded import toolcalls
@@ -50,19 +42,21 @@ from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.quantized import load_quantized_model
 from lorakeet.models.recompute import recompute_activations
 from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
-from lorakeet.quant.layers import num_weights
 from lorakeet.training import checkpoint, prediction
 from lorakeet.training.best import require_evaluations
 from lorakeet.training.coverage import check_coverage
-from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporter, Reporters, encoding_progress
+from lorakeet.training.identity import run_identity
+from lorakeet.training.metrics import encoding_progress
 from lorakeet.training.outlook import Outlook
 from lorakeet.training.parallel import require_same, shard_base, state_from_main
 from lorakeet.training.prediction import Prediction
 from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
-from lorakeet.training.reporters import open_reporters, services
+from lorakeet.training.reporters import services
 from lorakeet.training.rng import seed_all
-from lorakeet.training.runlog import run_log
-from lorakeet.training.samples import Sampler, build_sampler
+from lorakeet.training.run_directory import check_directory, choose_directory, move_aside
+from lorakeet.training.runlog import describe, log_setting, run_log
+from lorakeet.training.samples import build_sampler
+from lorakeet.training.saving import choose_adapter, train_and_save
 from lorakeet.training.stopping import StopRequest
 from lorakeet.training.trainer import Trainer
 
@@ -285,11 +279,11 @@ def train(
         sections |= {"quantization_config": dict(quantization_config or {})}
         config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
     services(config.training_config.report_to)  # what is missing is said before anything is read
-    directory = Path(dist.from_main(str(_run_directory(config))))
+    directory = Path(dist.from_main(str(choose_directory(config))))
     run = Run(directory)
     config = _with_settings(config, output_dir=str(directory))
     with durable.writing(directory):
-        is_new = dist.from_main(dist.is_main() and _check_run_directory(directory, resume=resume, restart=restart))
+        is_new = dist.from_main(dist.is_main() and check_directory(directory, resume=resume, restart=restart))
     with StopRequest() as stop, _writing_to(directory) as begin_log:
         for note in config.notes:
             logger.info("Note: %s.", note)
@@ -327,7 +321,7 @@ def _train_in(
         with dist.one_of_each_machine_first():
             base_hash = weights.fingerprint(loaded.directory)
         trainer = _build_trainer(config, model, data, stop)
-        identity = _identity(config, data, base_hash, str(model.lm_head.weight.dtype))
+        identity = run_identity(config, data, base_hash, str(model.lm_head.weight.dtype))
         require_same(identity)
         is_read = resume and dist.is_main()
         found = checkpoint.load_newest(run.directory, identity, note=logger.warning) if is_read else None
@@ -338,20 +332,20 @@ def _train_in(
         durable.require_space(run.directory, trainer.checkpoint_bytes * checkpoint.num_to_come(run.directory))
         if not resume:
             with durable.writing(run.directory):
-                _move_aside(run.directory)
+                move_aside(run.directory)
                 _write_config(run.directory, config, data)
     with durable.writing(run.directory):
         begin_log(run.directory / "train.log")
-    _log_setting(config, model)
+    log_setting(config, model)
     if found is not None:
         logger.info("Resuming from %s.", found[0])
-    logger.info(_describe(config, trainer, data))
+    logger.info(describe(config, trainer, data))
     with stop.droppable():
         outlook = Outlook.of(run.directory, trainer)
-    _run_trainer(run, config, trainer, sampler, identity)
+    train_and_save(run.directory, config, trainer, sampler, identity)
     outlook.compare()
     if dist.is_main():
-        _choose_adapter(run, trainer)
+        choose_adapter(run.directory, trainer)
         _save_adapter(run, trainer, config, loaded.directory, base_hash)
     dist.barrier()
 
@@ -395,55 +389,6 @@ def predict(config: RunConfig) -> Prediction:
     return prediction.predict(_build_trainer(config, loaded.model, data))
 
 
-def _run_trainer(run: Run, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]) -> None:
-    """Train to the end, saving on the way, and at once where somebody wants to stop."""
-    settings, stop = trainer.config, trainer.stop
-    metrics = JsonlReporter(run.directory / "metrics.jsonl", trainer.step) if dist.is_main() else None
-    saved_step = trainer.step
-
-    def save() -> None:
-        nonlocal saved_step
-        state = trainer.state()
-        if metrics is not None:
-            metrics.sync()  # a checkpoint of this step never comes before the rows about it
-            keep, best_step = settings.save_total_limit, trainer.best.step
-            checkpoint.save_checkpoint(run.directory, state, identity, keep, best_step=best_step)
-        dist.barrier()
-        saved_step = trainer.step
-
-    def after_step(step: int) -> None:
-        if trainer.is_done or step % settings.save_steps == 0 or trainer.is_at_best:
-            save()
-
-    console, heard_by = Console(stderr=True), list[Reporter]()
-    answers_heard: AbstractContextManager[None] = nullcontext()
-    if metrics is not None:
-        display = ConsoleReporter(trainer.total_steps, trainer.step, console)
-        heard_by = [metrics, display, *open_reporters(config, run.directory, trainer.step)]
-        answers_heard = sampler.reporting(run.directory, trainer.step, console)
-    with Reporters(*heard_by) as reporters, answers_heard:
-        try:
-            trainer.run(reporters, after_step, sampler)
-        except KeyboardInterrupt:
-            if stop.requested and not stop.at_once and trainer.step:
-                if saved_step != trainer.step:
-                    save()
-                logger.warning(
-                    "Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, run.directory
-                )
-            raise
-
-
-def _choose_adapter(run: Run, trainer: Trainer) -> None:
-    """Put the best evaluation's state back where that is asked for, and say what was decided."""
-    if trainer.best.is_patience_over:
-        logger.info("Stopped early after step %d: %s.", trainer.step, trainer.best)
-    if trainer.config.load_best_model_at_end:
-        logger.info("The adapter is that of the best evaluation: %s.", trainer.best)
-        path = checkpoint.checkpoint_path(run.directory, trainer.best.step)
-        trainer.load_state(checkpoint.load_checkpoint(path))
-
-
 def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
     """Put the model's own layer names into the configuration, and refuse those it does not have, before any row."""
     peft_config, notes = in_fused_names(config.peft_config, model, model.packed_modules_mapping)
@@ -464,121 +409,8 @@ def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> Non
     durable.write_file(directory / "config.yaml", dump_yaml(config).encode())
 
 
-def _run_directory(config: RunConfig) -> Path:
-    """Give the directory that the configuration names, or a new one, named after the moment and the model."""
-    settings = config.training_config
-    if settings.output_dir:
-        return Path(settings.output_dir)
-    if settings.run_name:
-        return Path("runs") / settings.run_name
-    stem = Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{Path(config.model).name}"
-    names = itertools.chain([stem], (stem.with_name(f"{stem.name}-{i}") for i in itertools.count(2)))
-    return next(name for name in names if not name.exists())
-
-
-def _check_run_directory(directory: Path, *, resume: bool, restart: bool) -> bool:
-    """Return whether a run begins here, or raise ConfigError where something of the user's would be in its way."""
-    if not directory.is_dir() or all(_is_ours(path) for path in directory.iterdir()):
-        return True
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(
-            "E-CFG-48", "is not empty and holds no run", place=str(directory), fix="Choose another output directory"
-        )
-    if not (resume or restart):
-        raise ConfigError(
-            "E-CFG-48", "holds a run already", place=str(directory),
-            fix="Go on with --resume, begin again with --restart, or choose another output directory",
-        )  # fmt: skip
-    return False
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a name is one that a run leaves where it was ended before it began: locks, drafts, earlier runs."""
-    return path.name.startswith(".lock") or durable.is_leftover(path) or re.fullmatch(r"old-\d+", path.name) is not None
-
-
-# What a run writes, in the order in which it is moved aside: a crash in between leaves what --resume can go on from.
-_RUN_FILES = ("metrics.jsonl", "samples.jsonl", "prediction.json", "train.log", "logs", "report.html", "adapter",
-              "config.yaml", "checkpoints")  # fmt: skip
-
-
-def _move_aside(directory: Path) -> None:
-    """Move what an earlier run wrote into a folder of its own; nothing is deleted."""
-    found = [directory / name for name in _RUN_FILES if (directory / name).exists()]
-    if not found:
-        return
-    aside = next(path for i in itertools.count(1) if not (path := directory / f"old-{i}").exists())
-    aside.mkdir()
-    for path in found:
-        path.rename(aside / path.name)
-    durable.sync_directory(aside)
-    durable.sync_directory(directory)
-    logger.info("The earlier run's files are now in %s.", aside)
-
-
 def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
     return config.model_copy(update={"training_config": config.training_config.model_copy(update=changes)})
-
-
-# What may change between the parts of a resumed run without changing what is learned.
-_FREE_KEYS = {"output_dir", "run_name", "logging_steps", "eval_strategy", "eval_steps", "save_steps",
-              "save_total_limit", "per_device_eval_batch_size", "bf16", "report_to", "project", "logging_dir",
-              "load_best_model_at_end", "sample_prompts", "sample_max_new_tokens", "per_device_train_batch_size",
-              "gradient_accumulation_steps", "fsdp"}  # fmt: skip
-
-
-def _identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> dict[str, str]:
-    """Name everything that must stay the same for a resumed run to end as if it had never stopped."""
-    identity = {"base model": base_hash, "dtype": dtype}
-    for name, examples in (("data", data.train.examples), ("held-out data", data.held_out)):
-        digest = hashlib.sha256()
-        for example in examples:
-            digest.update(repr((example.input_ids, example.spans)).encode())
-        identity[name] = digest.hexdigest()
-    settings = config.training_config
-    rows_of_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size()
-    identity["per_device_train_batch_size × gradient_accumulation_steps × processes"] = str(rows_of_a_step)
-    for section in ("training_config", "peft_config", "quantization_config"):
-        for key, value in getattr(config, section).model_dump(mode="json").items():
-            if key not in _FREE_KEYS:
-                identity[f"{section}.{key}"] = json.dumps(value, sort_keys=True)
-    return identity
-
-
-def _log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
-    """Log what the seed's script logs: both dictionaries, and a summary of device, processes and precision."""
-    logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
-    logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
-    logger.debug("training_config: %s", config.training_config.model_dump(mode="json"))
-    logger.debug("peft_config: %s", config.peft_config.model_dump(mode="json"))
-    weight = model.lm_head.weight
-    logger.debug(
-        "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
-        os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), weight.device, torch.cuda.device_count(),
-        torch.get_num_threads(), weight.dtype.itemsize == 2,
-    )  # fmt: skip
-
-
-def _describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
-    """Say in one line what is about to happen."""
-    weight, rows = trainer.model.lm_head.weight, data.train
-    trainable = sum(param.numel() for param in trainer.named_params.values())
-    total = num_weights(trainer.model)
-    quantization = config.quantization_config
-    bits = f" over a base of {8 if quantization.load_in_8bit else 4} bits" if quantization.is_on else ""
-    packed = ""
-    if trainer.rows is not None:
-        length = config.training_config.max_length or 0
-        stats = packing_stats([len(example.input_ids) for example in rows.examples], trainer.rows, length)
-        packed = f"Packed into {stats.num_rows:,} rows of {length:,} tokens, {stats.waste:.1%} of them empty. "
-    where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return (
-        f"{config.model}: {trainable:,} of {total:,} parameters train, in {dtype}{bits} "
-        f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
-        f"{rows.num_supervised_tokens:,} of them learned; "
-        f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
-    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorakeet.files.durable import write_file
 
@@ -29,28 +30,24 @@ def remembered_hash(kind: str, files: Sequence[Path], compute: Callable[[], str]
         info = real.stat()
         state.append([str(file.absolute()), str(real), info.st_size, info.st_mtime_ns, info.st_ino])
     key = hashlib.sha256(json.dumps([kind, *(row[0] for row in state)]).encode()).hexdigest()[:32]
-    memory = cache_dir() / "hashes" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        kept = json.loads(memory.read_text(encoding="utf-8"))
-        if kept.get("state") == state and isinstance(kept.get("hash"), str):
-            return kept["hash"]
-    value = compute()
-    # A cache that cannot be written costs time, never a result.
-    with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_file(memory, json.dumps({"state": state, "hash": value}).encode())
-    return value
+    return _recalled(cache_dir() / "hashes" / f"{key}.json", {"state": state}, "hash", compute)
 
 
 def remembered(key: str, compute: Callable[[], str]) -> str:
     """Give `compute()` from memory where it was computed under the same key before."""
-    memory = cache_dir() / "remembered" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return _recalled(cache_dir() / "remembered" / f"{name}.json", {"key": key}, "value", compute)
+
+
+def _recalled(memory: Path, condition: dict[str, Any], name: str, compute: Callable[[], str]) -> str:
+    """Read the value called `name` from a file that also holds `condition`; else compute it and write both."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         kept = json.loads(memory.read_text(encoding="utf-8"))
-        if kept.get("key") == key and isinstance(kept.get("value"), str):
-            return kept["value"]
+        if all(kept.get(key) == value for key, value in condition.items()) and isinstance(kept.get(name), str):
+            return kept[name]
     value = compute()
+    # A cache that cannot be written costs time, never a result.
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_file(memory, json.dumps({"key": key, "value": value}).encode())
+        write_file(memory, json.dumps({**condition, name: value}).encode())
     return value

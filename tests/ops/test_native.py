@@ -19,9 +19,9 @@ def _own_folder(monkeypatch, tmp_path):
         pytest.skip("needs a C++ compiler")
     monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
-    native.library.cache_clear()
+    native.load_kernel.cache_clear()
     yield
-    native.library.cache_clear()
+    native.load_kernel.cache_clear()
 
 
 def built(tmp_path):
@@ -31,27 +31,27 @@ def built(tmp_path):
 def test_a_kernel_is_built_once_and_again_when_its_source_changes(tmp_path):
     source = tmp_path / "kernel.cpp"
     source.write_text(SOURCE % 1)
-    assert native.library("kernel").answer() == 42
+    assert native.load_kernel("kernel").answer() == 42
     (first,) = built(tmp_path)
     made = first.stat().st_mtime_ns
-    native.library.cache_clear()
-    assert isinstance(native.library("kernel"), ctypes.CDLL)
+    native.load_kernel.cache_clear()
+    assert isinstance(native.load_kernel("kernel"), ctypes.CDLL)
     assert first.stat().st_mtime_ns == made
     source.write_text(SOURCE.replace("42", "43") % 1)
-    native.library.cache_clear()
-    assert native.library("kernel").answer() == 43
+    native.load_kernel.cache_clear()
+    assert native.load_kernel("kernel").answer() == 43
     assert len(built(tmp_path)) == 2
 
 
 def test_a_cpu_that_the_kernel_does_not_support_gets_none(tmp_path):
     (tmp_path / "kernel.cpp").write_text(SOURCE % 0)
-    assert native.library("kernel") is None
+    assert native.load_kernel("kernel") is None
 
 
 def test_a_failed_build_is_said_once_and_leaves_nothing(tmp_path, caplog):
     (tmp_path / "kernel.cpp").write_text("this is not C++")
-    assert native.library("kernel") is None
-    assert native.library("kernel") is None
+    assert native.load_kernel("kernel") is None
+    assert native.load_kernel("kernel") is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "slower path takes over" in caplog.text
     assert built(tmp_path) == []
@@ -59,4 +59,4 @@ def test_a_failed_build_is_said_once_and_leaves_nothing(tmp_path, caplog):
 
 def test_no_compiler_no_kernel(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "can_compile", lambda: False)
-    assert native.library("kernel") is None
+    assert native.load_kernel("kernel") is None

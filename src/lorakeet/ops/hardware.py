@@ -35,12 +35,17 @@ def choose_dtype(bf16: bool | None, device: str) -> torch.dtype:
 
 def describe_cpu() -> str:
     """Name everything that a measurement of this machine's arithmetic depends on."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    model = ", ".join(cpu_info("model name")) or platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{model}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def cpu_info(name: str) -> list[str]:
+    """Give the different values of an entry of /proc/cpuinfo; none on systems that have no such file."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return sorted({value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name})
 
 
 def _fastest_dtype() -> str:

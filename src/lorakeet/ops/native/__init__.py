@@ -6,20 +6,19 @@ Every kernel has a plain PyTorch path beside it that takes over where there is n
 kernel needs. Sources use no PyTorch headers: tensors arrive as pointers and sizes.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
-import os
-import platform
-import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from lorakeet.cache import cache_dir
+from lorakeet.files.durable import write_file
 from lorakeet.ops.compiling import can_compile, cxx
+from lorakeet.ops.hardware import cpu_info
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
+def load_kernel(name: str) -> ctypes.CDLL | None:
     """Load the library of `name`.cpp; None where it cannot be built here or says it does not support this CPU."""
     if not sys.platform.startswith("linux") or not can_compile():
         return None
@@ -47,27 +46,15 @@ def _build(source: Path) -> Path:
     compiler = cxx()
     assert compiler is not None
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    state = "\0".join([source.read_text(encoding="utf-8"), version, _cpu(), *FLAGS])
+    # What -march=native makes for one CPU may not run on another that shares the cache.
+    cpu = [*cpu_info("model name"), *cpu_info("flags")]
+    state = "\0".join([source.read_text(encoding="utf-8"), version, *cpu, *FLAGS])
     target = cache_dir() / "native" / f"{source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: several processes may build at once, and none may load a part of the file.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        command = [compiler, *FLAGS, str(source), "-o", str(temporary)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / target.name
+        subprocess.run([compiler, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True, check=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, built.read_bytes())  # several processes may build at once, and none may load a part
     return target
-
-
-def _cpu() -> str:
-    """Describe the CPU: what -march=native makes for one model may not run on another that shares the cache."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})) or (
-        platform.machine()
-    )

@@ -9,7 +9,7 @@ import ctypes
 
 import torch
 
-from lorakeet.ops.native import library
+from lorakeet.ops.native import load_kernel
 
 MAX_HEAD_WIDTH = 256
 """As in the kernel, whose blocks have room for no more."""
@@ -19,7 +19,7 @@ def can_attend(q_THE: torch.Tensor) -> bool:
     """Tell whether the kernel takes these queries, and their keys and values, on this machine."""
     E = q_THE.shape[-1]
     is_fit = q_THE.dtype == torch.bfloat16 and q_THE.device.type == "cpu" and E % 32 == 0 and E <= MAX_HEAD_WIDTH
-    return is_fit and library("attention") is not None
+    return is_fit and load_kernel("attention") is not None
 
 
 def attend(
@@ -84,7 +84,7 @@ def _call(
     (T, H, E), K, num_segments = q_THE.shape, k_TKE.shape[1], len(cu_seqlens) - 1
     cu_seqlens, parents = cu_seqlens.int().contiguous(), parents.int().contiguous()
     strides = [ctypes.c_int64(x.stride(0)) for x in (q_THE, k_TKE, v_TKE)]
-    kernel = getattr(library("attention"), function)
+    kernel = getattr(load_kernel("attention"), function)
     kernel(
         *(_pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
         *strides,
