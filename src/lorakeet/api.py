@@ -8,6 +8,8 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lorakeet import dist
+from lorakeet import __version__, dist
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
@@ -54,10 +56,11 @@ from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out,
 from lorakeet.training.reporters import services
 from lorakeet.training.rng import seed_all
 from lorakeet.training.run_directory import check_directory, choose_directory, move_aside
-from lorakeet.training.runlog import describe, log_setting, run_log
+from lorakeet.training.runlog import run_log
 from lorakeet.training.samples import build_sampler
 from lorakeet.training.saving import choose_adapter, train_and_save
 from lorakeet.training.stopping import StopRequest
+from lorakeet.training.summary import describe
 from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -336,7 +339,7 @@ def _train_in(
                 _write_config(run.directory, config, data)
     with durable.writing(run.directory):
         begin_log(run.directory / "train.log")
-    log_setting(config, model)
+    _log_setting(config, model)
     if found is not None:
         logger.info("Resuming from %s.", found[0])
     logger.info(describe(config, trainer, data))
@@ -411,6 +414,20 @@ def _write_config(directory: Path, config: RunConfig, data: PreparedData) -> Non
 
 def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
     return config.model_copy(update={"training_config": config.training_config.model_copy(update=changes)})
+
+
+def _log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
+    """Log what the seed's script logs: both dictionaries, and a summary of device, processes and precision."""
+    logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
+    logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
+    logger.debug("training_config: %s", config.training_config.model_dump(mode="json"))
+    logger.debug("peft_config: %s", config.peft_config.model_dump(mode="json"))
+    weight = model.lm_head.weight
+    logger.debug(
+        "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
+        os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), weight.device, torch.cuda.device_count(),
+        torch.get_num_threads(), weight.dtype.itemsize == 2,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,11 @@ the same records as ever for whoever else listens. What is printed is for the co
 """
 
 import logging
-import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
-from lorakeet import __version__
-from lorakeet.config import RunConfig
-from lorakeet.data.pack import packing_stats
 from lorakeet.errors import LorakeetError, redact
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.quant.layers import num_weights
-from lorakeet.training.prepare import PreparedData
-from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -114,39 +103,3 @@ def run_log() -> Iterator[Callable[[Path], None]]:
         top.handlers, level, top.propagate = before
         top.setLevel(level)
         file.close()
-
-
-def log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
-    """Log what the seed's script logs: both dictionaries, and a summary of device, processes and precision."""
-    logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
-    logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
-    logger.debug("training_config: %s", config.training_config.model_dump(mode="json"))
-    logger.debug("peft_config: %s", config.peft_config.model_dump(mode="json"))
-    weight = model.lm_head.weight
-    logger.debug(
-        "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
-        os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), weight.device, torch.cuda.device_count(),
-        torch.get_num_threads(), weight.dtype.itemsize == 2,
-    )  # fmt: skip
-
-
-def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
-    """Say in one line what is about to happen."""
-    weight, rows = trainer.model.lm_head.weight, data.train
-    trainable = sum(param.numel() for param in trainer.named_params.values())
-    total = num_weights(trainer.model)
-    quantization = config.quantization_config
-    bits = f" over a base of {8 if quantization.load_in_8bit else 4} bits" if quantization.is_on else ""
-    packed = ""
-    if trainer.rows is not None:
-        length = config.training_config.max_length or 0
-        stats = packing_stats([len(example.input_ids) for example in rows.examples], trainer.rows, length)
-        packed = f"Packed into {stats.num_rows:,} rows of {length:,} tokens, {stats.waste:.1%} of them empty. "
-    where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return (
-        f"{config.model}: {trainable:,} of {total:,} parameters train, in {dtype}{bits} "
-        f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
-        f"{rows.num_supervised_tokens:,} of them learned; "
-        f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
-    )
