@@ -7,29 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorakeet.cli import data_flags as flags
+
 if TYPE_CHECKING:
     from lorakeet.config import RunConfig
     from lorakeet.data.check import CheckReport
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")] = None,
-    data: Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file, as for `lorakeet train`.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
-    ] = None,
-    eval_data: Annotated[list[str] | None, typer.Option(help="Evaluation data, to find rows shared with DATA.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")
-    ] = None,
-    roles: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")] = None,
-    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt for every conversation.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest conversation, in tokens.")] = None,
-    truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
+    model: flags.Model = None,
+    data: flags.Data = None,
+    config: flags.ConfigFile = None,
+    assignments: flags.Assignments = None,
+    eval_data: flags.EvalData = None,
+    format_: flags.Format = None,
+    columns: flags.Columns = None,
+    roles: flags.Roles = None,
+    template: flags.TemplateName = None,
+    learn: flags.Learn = None,
+    system: flags.System = None,
+    max_length: flags.MaxLength = None,
+    truncation: flags.Truncation = None,
     examples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     row: Annotated[str | None, typer.Option(metavar="LINE", help="Show the row at this line instead.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
@@ -42,25 +40,18 @@ def command(
 
     Example: lorakeet check phi3-mini chats.jsonl --examples 5
     """
-    from lorakeet.config import pairs, resolve_config
+    from lorakeet.config import resolve_config
     from lorakeet.data.checking import Options, run_check
     from lorakeet.models.registry import resolve
 
-    flags: dict[str, dict[str, Any]] = {
+    sections: dict[str, dict[str, Any]] = {
         "training_config": {"max_length": max_length},
-        "data": {
-            "train": data or None,
-            "eval": eval_data or None,
-            "format": format_,
-            "columns": pairs("--columns", columns),
-            "roles": pairs("--roles", roles),
-            "template": template,
-            "learn": learn,
-            "system": system,
-            "truncation": truncation,
-        },
-    }
-    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
+        "data": flags.data_section(
+            data, eval=eval_data, format=format_, columns=columns, roles=roles, template=template, learn=learn,
+            system=system, truncation=truncation,
+        ),
+    }  # fmt: skip
+    resolved = resolve_config(file=config, model=model, flags=sections, assignments=assignments or [])
     chosen = resolved.data
     options = Options(
         model_directory=resolve(resolved.model),

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from lorakeet.cli import data_flags as flags
+
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")] = None,
-    data: Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")] = None,
+    model: flags.Model = None,
+    data: flags.Data = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory; a new one by default.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file, such as an earlier RUN/config.yaml.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
-    ] = None,
+    config: flags.ConfigFile = None,
+    assignments: flags.Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest valid checkpoint.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin a run directory again from step 0.")] = False,
     name: Annotated[
@@ -28,18 +28,16 @@ def command(
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Hold the base in 4 bits (QLoRA).")] = False,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Hold the base in 8 bits.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest conversation, in tokens.")] = None,
+    max_length: flags.MaxLength = None,
     seed: Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.")] = None,
-    eval_data: Annotated[list[str] | None, typer.Option(help="Held-out data; else a part of DATA is held out.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")
-    ] = None,
-    roles: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")] = None,
-    learn: Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")] = None,
-    truncation: Annotated[str | None, typer.Option(help="error, drop or truncate-left.")] = None,
+    eval_data: flags.EvalData = None,
+    format_: flags.Format = None,
+    columns: flags.Columns = None,
+    roles: flags.Roles = None,
+    template: flags.TemplateName = None,
+    learn: flags.Learn = None,
+    system: flags.System = None,
+    truncation: flags.Truncation = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that RUN/train.log gets.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -48,11 +46,11 @@ def command(
     Example: lorakeet train phi3-mini chats.jsonl --epochs 2 --lr 1e-4
     """
     from lorakeet import api, dist
-    from lorakeet.config import pairs, resolve_config
+    from lorakeet.config import resolve_config
 
     if verbose:
         logging.getLogger("lorakeet").setLevel(logging.DEBUG)
-    flags: dict[str, dict[str, Any]] = {
+    sections: dict[str, dict[str, Any]] = {
         "training_config": {
             "run_name": name,
             "num_train_epochs": epochs,
@@ -64,23 +62,16 @@ def command(
         },
         "peft_config": {"r": r},
         "quantization_config": {"load_in_4bit": load_in_4bit or None, "load_in_8bit": load_in_8bit or None},
-        "data": {
-            "train": data or None,
-            "eval": eval_data or None,
-            "format": format_,
-            "columns": pairs("--columns", columns),
-            "roles": pairs("--roles", roles),
-            "template": template,
-            "learn": learn,
-            "system": system,
-            "truncation": truncation,
-        },
-    }
+        "data": flags.data_section(
+            data, eval=eval_data, format=format_, columns=columns, roles=roles, template=template, learn=learn,
+            system=system, truncation=truncation,
+        ),
+    }  # fmt: skip
     if resume and model is None and config is None:
         output = api.open_run(output).directory
         config = output / "config.yaml"
-    flags["training_config"]["output_dir"] = str(output) if output else None
-    resolved = resolve_config(file=config, model=model, flags=flags, assignments=assignments or [])
+    sections["training_config"]["output_dir"] = str(output) if output else None
+    resolved = resolve_config(file=config, model=model, flags=sections, assignments=assignments or [])
     run = api.train(config=resolved, resume=resume, restart=restart)
     if not dist.is_main():
         return
