@@ -1,0 +1,53 @@
+"""Time attention on the CPU, the C++ kernel beside the blocks of PyTorch products, forward and backward.
+
+usage: python -m benchmarks.attention
+bf16, the demo model's heads: 9 of queries, 3 of keys, width 64. Medians of nine, in milliseconds.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from lorakeet.ops import blockwise_attention
+from lorakeet.ops.attention import NO_WINDOW
+from lorakeet.ops.hardware import keep_freed_memory
+from lorakeet.ops.native import attention as native_attention
+
+LENGTHS = [[190] * 8, [512] * 8, [4096]]
+HEADS, KEY_HEADS, WIDTH = 9, 3, 64
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Give the median of nine calls, after three."""
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:]) * 1e3
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    keep_freed_memory()
+    print("| documents | kernel | PyTorch products |\n|---|---:|---:|")
+    for lengths in LENGTHS:
+        T, borders = sum(lengths), torch.tensor([0, *lengths]).cumsum(0).int()
+        shapes = [(T, heads, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+        q, k, v = (torch.randn(shape).bfloat16() for shape in shapes)
+        parents, grad = torch.full_like(borders, -1), torch.randn(T, HEADS * WIDTH).bfloat16()
+        where = borders, parents, NO_WINDOW
+        kept = native_attention.attend(q, k, v, *where)
+        figures = []
+        for backend, saved in ((native_attention, kept), (blockwise_attention, ())):
+            forward = milliseconds(partial(backend.attend, q, k, v, *where))
+            backward = milliseconds(partial(backend.attend_backward, grad, q, k, v, *saved, *where))
+            figures.append(f"{forward:.1f} + {backward:.1f}")
+        print(f"| {len(lengths)} of {lengths[0]} | {' | '.join(figures)} |")
+
+
+if __name__ == "__main__":
+    main()
