@@ -378,8 +378,7 @@ def _build_trainer(
     if settings.fsdp and dist.is_shared():
         shard_base(model)
     keep_freed_memory()
-    if settings.recompute is not None:
-        recompute_activations(model, settings.recompute)
+    recompute_activations(model, settings.recompute)
     model.compile_layers()
     return Trainer(model, settings, data.train.examples, data.held_out, stop)
 

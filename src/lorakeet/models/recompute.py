@@ -7,6 +7,7 @@ Source: Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al. 2022, 
 
 from typing import Literal
 
+import torch
 import torch._functorch.config as partitioner
 
 from lorakeet.models.phi3 import Phi3ForCausalLM
@@ -22,15 +23,21 @@ CHEAP = (
 into a matrix product, much may lie between its two uses. Products and attention it never computes twice."""
 
 
-def recompute_activations(model: Phi3ForCausalLM, mode: Literal["selective", "full"]) -> None:
-    """Let the layers recompute in the backward pass; call it before they are compiled.
+_USUAL = {name: getattr(partitioner, name) for name in CHEAP}
+
+
+def recompute_activations(model: Phi3ForCausalLM, mode: Literal["selective", "full"] | None) -> None:
+    """Let the layers recompute in the backward pass, or keep everything with None; call it before they are compiled.
 
     full: a layer keeps its input alone. selective: the compiler, which plans both passes of a layer, may recompute
-    all that is cheap: norms, rotary positions, the gated activation, casts. It is told once for this process.
-    Without a compiler there is nobody to plan, and selective means full.
+    all that is cheap: norms, rotary positions, the gated activation, casts. Without a compiler there is nobody to
+    plan, and selective means full. The compiler is told for the whole process: a process that trains one model after
+    the other has each planned as its own run says.
     """
-    if mode == "full" or not can_compile():
-        model.recompute_layers = True
-        return
-    for name in CHEAP:
-        setattr(partitioner, name, False)
+    model.recompute_layers = mode == "full" or (mode == "selective" and not can_compile())
+    is_selective = mode == "selective" and can_compile()
+    wanted = dict.fromkeys(CHEAP, False) if is_selective else _USUAL
+    if any(getattr(partitioner, name) != value for name, value in wanted.items()):
+        for name, value in wanted.items():
+            setattr(partitioner, name, value)
+        torch._dynamo.reset()  # layers that were planned the other way would be taken for the same

@@ -52,9 +52,9 @@ def _build(source: Path) -> Path:
     target = cache_dir() / "native" / f"{source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / target.name
         subprocess.run([compiler, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True, check=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, built.read_bytes())  # several processes may build at once, and none may load a part
     return target
