@@ -18,6 +18,7 @@ from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.config import QuantizationConfig
 from lorakeet.errors import LorakeetError, ModelError
 from lorakeet.files.durable import new_directory, require_space, write_file
+from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import mapped, read_header, write_tensors
 from lorakeet.models import weights
 from lorakeet.models.config import Phi3Config
@@ -116,7 +117,7 @@ def _write(model: nn.Module, directory: Path) -> None:
         require_space(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
         with new_directory(directory, replace=True) as draft:
             write_tensors(draft / _FILE, tensors)
-            write_file(draft / _HASH, json.dumps({"sha256": _sha256(draft / _FILE)}).encode())
+            write_file(draft / _HASH, json.dumps({"sha256": file_sha256(draft / _FILE)}).encode())
     except (OSError, LorakeetError) as error:
         logger.warning("The quantised weights could not be kept, and will be made again: %s", error)
 
@@ -126,17 +127,9 @@ def _is_whole(directory: Path) -> bool:
     file = directory / _FILE
     try:
         expected = json.loads((directory / _HASH).read_text(encoding="utf-8"))["sha256"]
-        return remembered_hash("sha256", [file], lambda: _sha256(file)) == expected
+        return remembered_hash("sha256", [file], lambda: file_sha256(file)) == expected
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    hasher = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            hasher.update(chunk)
-    return hasher.hexdigest()
 
 
 def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:

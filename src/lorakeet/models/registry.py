@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.errors import MissingExtraError, ModelError
+from lorakeet.files.hashing import file_sha256
 
 ALIASES = {
     "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",
@@ -168,7 +169,7 @@ def _put_in_place(fresh: Path, directory: Path, aside: Path) -> None:
 
 
 def _write_manifest(directory: Path) -> None:
-    text = json.dumps({"files": {file.name: _sha256(file) for file in _files(directory)}}, indent=2) + "\n"
+    text = json.dumps({"files": {file.name: file_sha256(file) for file in _files(directory)}}, indent=2) + "\n"
     (directory / _MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -186,15 +187,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _remembered_sha256(file: Path) -> str:
-    return remembered_hash("sha256", [file], lambda: _sha256(file))
-
-
-def _sha256(file: Path) -> str:
-    hasher = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+    return remembered_hash("sha256", [file], lambda: file_sha256(file))
 
 
 def public_name(name: str, directory: Path) -> str:

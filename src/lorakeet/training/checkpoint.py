@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lorakeet.files import durable
+from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import read_tensors, write_tensors
 
 FORMAT = 1
@@ -136,7 +137,7 @@ def _write(draft: Path, state: TrainerState, identity: dict[str, str]) -> None:
         "step": state.counts["step"],
         "versions": versions(),
         "identity": identity,
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files},
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files},
     }
     durable.write_file(draft / MANIFEST, _manifest_text(manifest).encode())
 
@@ -284,8 +285,8 @@ def _code_hash() -> str:
     """Hash this package's source, which says more than its version."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} {_sha256(file)}\n".encode())
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cpp")):
+        digest.update(f"{file.relative_to(root)} {file_sha256(file)}\n".encode())
     return digest.hexdigest()[:_SHOWN]
 
 
@@ -300,7 +301,11 @@ def check_manifest(path: Path) -> dict[str, Any]:
         if size != entry["bytes"]:
             code = "E-CKPT-55" if size == 0 else "E-CKPT-56"
             raise CheckpointError(code, f"has {size} of {entry['bytes']} bytes", place=str(file))
-        if _sha256(file) != entry["sha256"]:
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            raise CheckpointError("E-CKPT-53", f"cannot be read: {error.strerror or error}", place=str(file)) from None
+        if found != entry["sha256"]:
             raise CheckpointError("E-CKPT-57", "does not match its manifest (SHA-256)", place=str(file))
     if manifest["step"] != _step(path):
         raise CheckpointError("E-CKPT-57", f"is of step {manifest['step']}: it was renamed", place=str(path))
@@ -333,14 +338,3 @@ def _read(path: Path) -> TrainerState:
     tensors = {name: read_tensors(path / f"{name}.safetensors", CheckpointError)[0] for name in _TENSOR_FILES}
     values = json.loads((path / VALUES).read_text(encoding="utf-8"))
     return TrainerState(**tensors, **{name: values[name] for name in _VALUES})
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError("E-CKPT-53", f"cannot be read: {error.strerror or error}", place=str(file)) from None
-    return digest.hexdigest()
