@@ -13,7 +13,7 @@ import torch
 
 from lorakeet.ops import blockwise_attention
 from lorakeet.ops.attention import NO_WINDOW
-from lorakeet.ops.hardware import keep_freed_memory
+from lorakeet.ops.memory import keep_freed_memory
 from lorakeet.ops.native import attention as native_attention
 
 LENGTHS = [[190] * 8, [512] * 8, [4096]]

@@ -76,10 +76,11 @@ def lorakeet(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float,
     from lorakeet.loss import pack_for
     from lorakeet.models.quantized import load_quantized_model
     from lorakeet.models.recompute import recompute_activations
-    from lorakeet.ops.hardware import keep_freed_memory
+    from lorakeet.ops.memory import keep_few_products, keep_freed_memory
     from lorakeet.training.optim import build_optimizer
     from lorakeet.training.trainer import train_step
 
+    keep_few_products()
     start = time.perf_counter()
     model = load_quantized_model(directory, QuantizationConfig(load_in_4bit=True), dtype=torch.bfloat16)
     loading = time.perf_counter() - start

@@ -38,10 +38,11 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
     from lorakeet.lora.inject import inject
     from lorakeet.loss import pack_for
     from lorakeet.models.weights import load_model
-    from lorakeet.ops.hardware import keep_freed_memory
+    from lorakeet.ops.memory import keep_few_products, keep_freed_memory
     from lorakeet.training.optim import build_optimizer
     from lorakeet.training.trainer import train_step
 
+    keep_few_products()
     model = load_model(model_dir, dtype=torch.bfloat16)
     torch.manual_seed(0)
     inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))

@@ -5,7 +5,7 @@ import torch
 
 from lorakeet import loss as module
 from lorakeet.data.conversation import Example
-from lorakeet.data.pack import pack
+from lorakeet.data.pack import NO_TARGET, pack
 from lorakeet.loss import cross_entropy_reference, cross_entropy_sum, embedding_noise
 
 
@@ -19,9 +19,11 @@ def tensors(dtype=torch.float32):
 @pytest.mark.parametrize("chunk", [1 << 24, 101 * 5], ids=["one chunk", "chunks of 5"])
 @pytest.mark.parametrize("head_trains", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
-def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains, smoothing):
+@pytest.mark.parametrize("num_filling", [0, 6])
+def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains, smoothing, num_filling):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
     hidden, head, targets = tensors()
+    targets[len(targets) - num_filling :] = NO_TARGET
     head.requires_grad_(head_trains)
     wanted = [hidden, head] if head_trains else [hidden]
     ours, truth = (f(hidden, head, targets, smoothing) for f in (cross_entropy_sum, cross_entropy_reference))
@@ -35,6 +37,7 @@ def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains,
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_gradient_the_loss_is_the_same(smoothing):
     hidden, head, targets = tensors()
+    targets[-2:] = NO_TARGET
     with torch.no_grad():
         assert cross_entropy_sum(hidden, head, targets, smoothing).item() == pytest.approx(
             cross_entropy_reference(hidden, head, targets, smoothing).item(), rel=1e-6

@@ -43,7 +43,8 @@ from lorakeet.models.files import copy_tokenizer
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.quantized import load_quantized_model
 from lorakeet.models.recompute import recompute_activations
-from lorakeet.ops.hardware import choose_dtype, keep_freed_memory
+from lorakeet.ops.hardware import choose_dtype
+from lorakeet.ops.memory import keep_few_products, keep_freed_memory
 from lorakeet.training import checkpoint, prediction
 from lorakeet.training.best import require_evaluations
 from lorakeet.training.coverage import check_coverage
@@ -235,6 +236,7 @@ def load_model(
     """
     if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
+    keep_few_products()
     device = dist.device()
     with dist.one_of_each_machine_first():
         directory = registry.resolve(name)
@@ -377,7 +379,8 @@ def _build_trainer(
     check_coverage(model, config.peft_config)
     if settings.fsdp and dist.is_shared():
         shard_base(model)
-    keep_freed_memory()
+    if dist.device() == "cpu":
+        keep_freed_memory()
     recompute_activations(model, settings.recompute)
     model.compile_layers()
     return Trainer(model, settings, data.train.examples, data.held_out, stop)

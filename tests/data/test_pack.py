@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakeet.data.conversation import Example
-from lorakeet.data.pack import fill_rows, pack, packing_stats
+from lorakeet.data.pack import NO_TARGET, fill_rows, pack, packing_stats, recurring_size
 
 
 def test_pack_by_hand():
@@ -25,6 +25,30 @@ def test_pack_by_hand():
 def test_pack_refuses_a_target_without_predictor():
     with pytest.raises(AssertionError):
         pack([Example([1, 2], ((0, 1),))])
+
+
+@given(st.integers(0, 100_000))
+def test_recurring_sizes_are_few_and_close(n):
+    size = recurring_size(n)
+    assert n <= size <= n * (1 + 1 / 16)
+    assert recurring_size(size) == size
+    assert len({recurring_size(m) for m in range(1024, 2048)}) == 17  # both ends included
+
+
+def test_filling_up_adds_a_document_of_its_own_and_rows_that_learn_nothing():
+    examples = [Example(list(range(1, n + 1)), ((n // 2, n),)) for n in (70, 50, 45)]
+    plain, filled = pack(examples), pack(examples, fill_up=True)
+    T, S = len(plain.input_ids_T), len(plain.targets_S)
+    assert (len(filled.input_ids_T), len(filled.targets_S)) == (recurring_size(T), recurring_size(S)) == (168, 84)
+    assert torch.equal(filled.input_ids_T[:T], plain.input_ids_T)
+    assert torch.equal(filled.supervised_S[:S], plain.supervised_S)
+    assert torch.equal(filled.targets_S[:S], plain.targets_S)
+    assert filled.cu_seqlens.tolist() == [*plain.cu_seqlens.tolist(), 168]
+    assert filled.parents.tolist() == [*plain.parents.tolist(), -1]
+    assert filled.targets_S[S:].tolist() == [NO_TARGET]
+    assert filled.supervised_S[S:].tolist() == [167]
+    assert filled.num_tokens == plain.num_tokens == 165
+    assert filled.num_supervised_tokens == plain.num_supervised_tokens == S
 
 
 @given(st.lists(st.integers(1, 100), max_size=60), st.integers(100, 300))

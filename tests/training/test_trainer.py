@@ -7,7 +7,7 @@ import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
-from lorakeet.data.pack import pack
+from lorakeet.data.pack import pack, recurring_size
 from lorakeet.errors import TrainingError
 from lorakeet.loss import pack_for, packed_loss
 from lorakeet.training.metrics import Reporters
@@ -71,10 +71,14 @@ def overlapping():
     return [*rows, rows[0], Example([60, 59, 58, 57], ((1, 4),))]
 
 
-def test_sharing_beginnings_changes_nothing_that_is_learned(make_model, overlapping):
+@pytest.mark.parametrize(
+    "options", [{"share_prefixes": True}, {"fill_up": True}, {"share_prefixes": True, "fill_up": True}]
+)
+def test_sharing_beginnings_and_filling_up_change_nothing_that_is_learned(make_model, overlapping, options):
     results = []
-    for share in (False, True):
-        batch, model = pack(overlapping, share_prefixes=share), make_model()
+    for batch in (pack(overlapping), pack(overlapping, **options)):
+        model = make_model()
+        model.model.embed_tokens.weight.requires_grad_()  # the filling looks a row up there
         with torch.no_grad():
             for name, param in trainable(model).items():
                 if "lora_B" in name:
@@ -82,13 +86,15 @@ def test_sharing_beginnings_changes_nothing_that_is_learned(make_model, overlapp
         loss = packed_loss(model, batch) / batch.num_supervised_tokens
         loss.backward()
         results.append((batch, loss, {name: param.grad for name, param in trainable(model).items()}))
-    (separate, loss, grads), (shared, shared_loss, shared_grads) = results
-    assert len(shared.input_ids_T) < 0.6 * len(separate.input_ids_T)
-    assert shared.num_tokens == separate.num_tokens == len(separate.input_ids_T)
-    assert shared.num_supervised_tokens == separate.num_supervised_tokens
-    assert shared_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    (plain, loss, grads), (packed, packed_loss_, packed_grads) = results
+    length = len(packed.input_ids_T)
+    assert length < 0.6 * len(plain.input_ids_T) if "share_prefixes" in options else length > len(plain.input_ids_T)
+    assert recurring_size(length) == length or "fill_up" not in options
+    assert packed.num_tokens == plain.num_tokens == len(plain.input_ids_T)
+    assert packed.num_supervised_tokens == plain.num_supervised_tokens
+    assert packed_loss_.item() == pytest.approx(loss.item(), rel=1e-6)
     for name, grad in grads.items():
-        assert ((shared_grads[name] - grad).norm() / grad.norm()).item() < 1e-5, name
+        assert ((packed_grads[name] - grad).norm() / grad.norm()).item() < 1e-5, name
 
 
 @pytest.mark.parametrize(("lora", "shares"), [({}, True), ({"lora_dropout": 0.1}, False)])

@@ -1,7 +1,8 @@
 """Examples become one flat token stream; rows of max_length are filled best-fit.
 
 data in: Examples → out: PackedBatch (tensors) or groups of example indices. Documents never see each other: their
-borders are cu_seqlens, and positions restart at each. Nothing is padded. This file decides no order (loader.py).
+borders are cu_seqlens, and positions restart at each. No row is padded to another's length; at most the whole stream
+is filled up to one of a few sizes. This file decides no order (loader.py).
 
 Dimensions: T tokens of the batch, D documents, S supervised tokens.
 """
@@ -30,7 +31,7 @@ class PackedBatch:
     supervised_S: "torch.Tensor"
     """int64; indices of the hidden rows whose next token is a target."""
     targets_S: "torch.Tensor"
-    """int64; those next tokens."""
+    """int64; those next tokens, or NO_TARGET in rows that only fill up."""
     parents: "torch.Tensor"
     """int32 [D+1]; entry d + 1 is the document that document d continues, or -1, as all are without sharing."""
     num_supervised_tokens: int
@@ -48,11 +49,16 @@ class PackedBatch:
         return replace(self, **moved)
 
 
-def pack(examples: Sequence[Example], *, share_prefixes: bool = False) -> PackedBatch:
+NO_TARGET = -100
+"""PyTorch's usual mark of a row whose loss does not count."""
+
+
+def pack(examples: Sequence[Example], *, share_prefixes: bool = False, fill_up: bool = False) -> PackedBatch:
     """Put examples behind each other into one flat stream.
 
     With share_prefixes, tokens that several examples begin with are in the stream once, as a segment of their own
-    which the others continue. What every example learns stays the same.
+    which the others continue. With fill_up, a document of no meaning at the end brings tokens and supervised rows to
+    sizes that recur. What every example learns stays the same.
     """
     import torch
 
@@ -62,6 +68,9 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False) -> Packed
     else:
         for example in examples:
             stream.add([example], 0, len(example.input_ids), parent=-1)
+    num_supervised_tokens = len(stream.rows)
+    if fill_up:
+        stream.fill_up()
     return PackedBatch(
         input_ids_T=torch.tensor(stream.ids, dtype=torch.int64),
         position_ids_T=torch.tensor(stream.positions, dtype=torch.int64),
@@ -69,9 +78,15 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False) -> Packed
         supervised_S=torch.tensor(stream.rows, dtype=torch.int64),
         targets_S=torch.tensor(stream.targets, dtype=torch.int64),
         parents=torch.tensor([-1, *stream.parents], dtype=torch.int32),
-        num_supervised_tokens=len(stream.rows),
+        num_supervised_tokens=num_supervised_tokens,
         num_tokens=sum(len(example.input_ids) for example in examples),
     )
+
+
+def recurring_size(n: int) -> int:
+    """Round `n` up to one of 16 sizes between powers of two: by 2.2 % on average."""
+    step = 1 << max(0, n.bit_length() - 5)
+    return -(-n // step) * step
 
 
 LEAST_SHARED = 16
@@ -118,6 +133,14 @@ class _Stream:
             segment = self.add(group, depth, end, parent)
             # An example that ends with the segment is complete.
             self.add_sharing([example for example in group if len(example.input_ids) > end], end, segment)
+
+    def fill_up(self) -> None:
+        """Append a document nobody sees, and rows at its end that learn nothing."""
+        if missing := recurring_size(len(self.ids)) - len(self.ids):
+            self.add([Example([0] * missing, (), "filling")], 0, missing, parent=-1)
+        missing = recurring_size(len(self.rows)) - len(self.rows)
+        self.rows += [len(self.ids) - 1] * missing
+        self.targets += [NO_TARGET] * missing
 
 
 def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[set[int], int]:

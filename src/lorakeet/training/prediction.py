@@ -82,7 +82,7 @@ def predict(trainer: Trainer) -> Prediction:
     largest = heapq.nlargest(4, _passes(trainer, trainer.total_steps), key=_num_tokens)
     model.train()
     is_noisy = bool(config.neftune_noise_alpha)
-    small, large = _calibrate(model, [passes[len(passes) // 4], passes[(3 * len(passes)) // 4]], is_noisy)
+    small, large = _calibrate(model, [passes[len(passes) // 4], largest[0]], is_noisy)
     tokens = sum(_num_tokens(part) for part in passes)
     # Evenly over the sorted passes.
     sampled = [
@@ -129,11 +129,13 @@ def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]], is_noisy: bo
     peaks = [0, 0]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _forward_backward(model, parts[0], is_noisy)
-        for _ in range(2):
+        for turn in range(2):
             for i, part in enumerate(parts):
                 start = time.perf_counter()
-                peaks[i] = max(peaks[i], peak_during(partial(_forward_backward, model, part, is_noisy)))
+                peak = peak_during(partial(_forward_backward, model, part, is_noisy))
                 seconds[i].append(time.perf_counter() - start)
+                if turn == 0:  # later the small pass finds the memory that the large one has left
+                    peaks[i] = peak
             if sum(map(sum, seconds)) > 2 * LONG_S:
                 break
     model.zero_grad(set_to_none=True)

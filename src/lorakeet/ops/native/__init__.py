@@ -3,7 +3,8 @@
 name of a source file in this folder → out: the loaded library, or None where it cannot be had. A library is compiled
 at its first use on a machine, in a second or two, with the compiler that torch.compile needs anyway, and kept.
 Every kernel has a plain PyTorch path beside it that takes over where there is no compiler or the CPU lacks what the
-kernel needs. Sources use no PyTorch headers: tensors arrive as pointers and sizes.
+kernel needs. Kernels use no PyTorch headers, tensors arrive as pointers and sizes; only what replaces a part of
+PyTorch's, the heap of tensors, includes that part's header and is built anew for every version.
 """
 
 import ctypes
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import torch
 
 from lorakeet.cache import cache_dir
 from lorakeet.files.durable import write_file
@@ -48,13 +51,27 @@ def _build(source: Path) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     # What -march=native makes for one CPU may not run on another that shares the cache.
     cpu = [*cpu_info("model name"), *cpu_info("flags")]
-    state = "\0".join([source.read_text(encoding="utf-8"), version, *cpu, *FLAGS])
+    text = source.read_text(encoding="utf-8")
+    before, after = _pytorch_flags() if "#include <c10/" in text else ([], [])
+    state = "\0".join([text, version, *cpu, *FLAGS, *before, *after])
     target = cache_dir() / "native" / f"{source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / target.name
-        subprocess.run([compiler, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True, check=True)
+        command = [compiler, *FLAGS, *before, str(source), *after, "-o", str(built)]
+        subprocess.run(command, capture_output=True, text=True, check=True)
         write_file(target, built.read_bytes())  # several processes may build at once, and none may load a part
     return target
+
+
+def _pytorch_flags() -> tuple[list[str], list[str]]:
+    """Give what a source with PyTorch's headers needs on the command line, before it and after it."""
+    folder = Path(torch.__file__).parent
+    abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+    # The library is in the process already and is found by its name; the version makes the key of what is kept.
+    return (
+        [f"-I{folder / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f'-DBUILT_FOR="{torch.__version__}"'],
+        [f"-L{folder / 'lib'}", "-lc10"],
+    )
