@@ -325,7 +325,7 @@ def _train_in(
         sampler = build_sampler(config, data, loaded.tokenizer, loaded.template, longest)
         with dist.one_of_each_machine_first():
             base_hash = weights.fingerprint(loaded.directory)
-        trainer = _build_trainer(config, model, data, stop)
+        trainer = _build_trainer(config, loaded, data, stop)
         identity = run_identity(config, data, base_hash, str(model.lm_head.weight.dtype))
         require_same(identity)
         is_read = resume and dist.is_main()
@@ -369,13 +369,11 @@ def _save_adapter(run: Run, trainer: Trainer, config: RunConfig, base: Path, bas
         copy_tokenizer(base, draft)
 
 
-def _build_trainer(
-    config: RunConfig, model: Phi3ForCausalLM, data: PreparedData, stop: StopRequest | None = None
-) -> Trainer:
-    """Put fresh adapters into `model` and make it ready to train as `config` says."""
-    settings = config.training_config
+def _build_trainer(config: RunConfig, loaded: Loaded, data: PreparedData, stop: StopRequest | None = None) -> Trainer:
+    """Put fresh adapters into the model and make it ready to train as `config` says."""
+    model, settings = loaded.model, config.training_config
     seed_all(settings.seed)
-    inject(model, config.peft_config)
+    inject(model, config.peft_config, original_weight=weights.weight_reader(loaded.directory))
     check_coverage(model, config.peft_config)
     if settings.fsdp and dist.is_shared():
         shard_base(model)
@@ -391,7 +389,7 @@ def predict(config: RunConfig) -> Prediction:
     loaded = load_base(config)
     config = _in_names_of(loaded.model, config)
     data = prepare_data(config, loaded.tokenizer, loaded.template, loaded.model.config.max_position_embeddings)
-    return prediction.predict(_build_trainer(config, loaded.model, data))
+    return prediction.predict(_build_trainer(config, loaded, data))
 
 
 def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:

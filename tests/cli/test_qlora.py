@@ -1,17 +1,20 @@
 """A run over a 4-bit base from the command line: train, chat, evaluate, resume, merge; and what stops it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorakeet import api
 from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError
 from lorakeet.export import drift
+from lorakeet.lora.loftq import BEGINNING_FILE
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
@@ -65,8 +68,6 @@ def test_chat_and_evaluate_use_the_quantised_base(trained_run, capsys):
 
 def test_training_equals_training_over_the_dequantised_base(trained_run, tiny_model_directory, rows, tmp_path):
     """The same run over a 16-bit model that holds the 4-bit values ends in the same adapter, to the bit."""
-    import shutil
-
     plain = tmp_path / "model"
     shutil.copytree(tiny_model_directory, plain, ignore=shutil.ignore_patterns("*.safetensors"))
     values = dict(weights.load_model(tiny_model_directory).named_parameters())
@@ -76,8 +77,6 @@ def test_training_equals_training_over_the_dequantised_base(trained_run, tiny_mo
     config = weights.load_model(tiny_model_directory).config
     weights.save_weights(values.items(), plain, config, dtype=torch.float32)
     assert train(plain, rows, tmp_path / "run") == 0
-    from safetensors.torch import load_file
-
     ours, theirs = (
         load_file(directory / "adapter" / "adapter_model.safetensors")
         for directory in (trained_run.directory, tmp_path / "run")
@@ -115,6 +114,35 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
         if isinstance(part, torch.nn.Linear) and name != "lm_head":
             broken.set_submodule(name, Linear4bit.quantize(part.weight))
     assert drift.measure_drift(trained, drift.reference_logits(broken, *given)).mean_kl > found.mean_kl
+
+
+def test_loftq_starts_nearer_resumes_to_the_bit_and_merges_without_what_it_began_with(
+    tiny_model_directory, rows, tmp_path, capsys
+):
+    loftq = ("--load-in-4bit", "--set", "peft_config.init_lora_weights=loftq", "--set", "training_config.save_steps=2")
+    assert train(tiny_model_directory, rows, tmp_path / "run", *loftq) == 0
+    trained = api.open_run(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000004")
+    assert train(tiny_model_directory, rows, tmp_path / "again", *loftq, "--resume") == 0
+    for name in ("adapter_model.safetensors", BEGINNING_FILE):
+        ours, theirs = (load_file(tmp_path / folder / "adapter" / name) for folder in ("run", "again"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    drifts = []
+    for output in ("right", "wrong"):
+        capsys.readouterr()
+        assert run(["merge", str(trained.directory), "-o", str(tmp_path / output), "--json"]) == 0
+        drifts.append(last_json(capsys)["drift"]["mean_kl"])
+        (trained.adapter_directory / BEGINNING_FILE).unlink(missing_ok=True)  # the bug, seeded
+    assert 0 < drifts[0] < drifts[1]
+
+
+def test_loftq_needs_a_quantised_base(tiny_model_directory, rows, tmp_path, capsys):
+    assert train(tiny_model_directory, rows, tmp_path / "run", "--set", "peft_config.init_lora_weights=loftq") == 2
+    assert "E-CFG-172" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_8_bits(tiny_model_directory, rows, tmp_path):

@@ -95,4 +95,4 @@ def test_layers_that_cannot_start_so_are_refused_before_anything_changes():
         inject(torch.nn.Sequential(torch.nn.Linear(4, 4)),
                LoraConfig(r=8, target_modules=["0"], init_lora_weights="pissa"))  # fmt: skip
     with pytest.raises(ConfigError, match="pissa_niter_N"):
-        LoraConfig(init_lora_weights="loftq")
+        LoraConfig(init_lora_weights="olora")

@@ -7,6 +7,8 @@ import torch
 
 from lorakeet.errors import ModelError
 from lorakeet.ops import nf4
+from lorakeet.ops.compiling import can_compile
+from lorakeet.ops.native import four_bits
 
 bnb = pytest.importorskip("bitsandbytes.functional")
 
@@ -65,10 +67,27 @@ def test_quantize_rejects_what_is_not_finite(bad):
         nf4.quantize(weight)
 
 
+WAYS = ["kernel", "compiled", "plain"]
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """Choose among the ways to dequantise, the first of which is the one taken where it can be had."""
+    if request.param != "plain" and not can_compile():
+        pytest.skip("needs a C++ compiler")
+    if request.param == "kernel" and four_bits.load_kernel("four_bits") is None:
+        pytest.skip("needs a CPU with AVX2")
+    if request.param != "kernel":
+        monkeypatch.setattr(nf4.four_bits, "can_dequantize", lambda out: False)
+    if request.param == "plain":
+        monkeypatch.setattr(nf4, "can_compile", lambda: False)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("blocksize", [64, 128])
-def test_fast_dequantize_equals_the_reference(quant_type, dtype, blocksize):
+@pytest.mark.parametrize("blocksize", [32, 64, 128])
+def test_dequantize_equals_the_reference(way, quant_type, dtype, blocksize):
     # Every byte under scales of every size, subnormal results and ties of the rounding among them.
     packed = torch.arange(256, dtype=torch.uint8).repeat(blocksize * 4).view(-1, blocksize // 2)
     generator = torch.Generator().manual_seed(0)
@@ -76,26 +95,26 @@ def test_fast_dequantize_equals_the_reference(quant_type, dtype, blocksize):
         -39, 4, (len(packed),), generator=generator
     )
     out = torch.empty(len(packed), blocksize, dtype=dtype)
-    nf4.dequantize_into(out, packed, absmax, quant_type)
+    nf4.dequantize_into(out, packed, nf4.Scales(absmax), quant_type)
     expected = nf4.dequantize_reference(packed, absmax, tuple(out.shape), dtype, quant_type, blocksize)
     assert torch.equal(out, expected)
 
 
-def test_columns_of_a_matrix_dequantize_alone():
-    weight = random_weight((24, 256), torch.bfloat16)
-    packed, scales = nf4.quantize(weight)
-    whole = nf4.dequantize_reference(packed, scales.float(), (24, 256), torch.bfloat16)
-    out = torch.empty(24, 2, 64, dtype=torch.bfloat16)
-    nf4.dequantize_into(out, packed.view(24, 4, 32)[:, 1:3], scales.float().view(24, 4)[:, 1:3])
-    assert torch.equal(out.view(24, 128), whole[:, 64:192])
-
-
-def test_without_a_compiler_the_numbers_are_the_same(monkeypatch):
-    packed, scales = nf4.quantize(random_weight((8, 128), torch.bfloat16))
-    monkeypatch.setattr(nf4, "can_compile", lambda: False)
-    out = torch.empty(16, 64, dtype=torch.bfloat16)
-    nf4.dequantize_into(out, packed.view(16, 32), scales.float())
-    assert torch.equal(out.view(8, 128), nf4.dequantize_reference(packed, scales.float(), (8, 128), torch.bfloat16))
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_some_blocks_dequantize_alone(way, dtype, double):
+    """Wherever they begin among the scales, 256 of which share one of their own: as bitsandbytes has them."""
+    weight = (random_weight((48, 1024), torch.float32) * torch.logspace(-2, 2, 48)[:, None]).to(dtype)
+    packed, scales = nf4.quantize(weight, double_quant=double)
+    theirs, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+    assert torch.equal(packed, theirs)
+    expected = bnb.dequantize_4bit(theirs, state).view(-1, 64)
+    for first, last in ((0, 768), (0, 255), (255, 258), (250, 600), (512, 768), (767, 768)):
+        out = torch.empty(last - first, 64, dtype=dtype)
+        nf4.dequantize_into(out, packed.view(-1, 32)[first:last], scales, first_block=first)
+        assert torch.equal(out, expected[first:last])
+        assert torch.equal(scales.float(first, last), scales.float()[first:last])
 
 
 def test_widths_that_are_multiples_of_16_only():

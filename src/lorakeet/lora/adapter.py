@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.lora import loftq
 from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.peft_config import read_config, to_peft, write_config
@@ -59,6 +60,7 @@ def save_adapter(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, tensors, extra or {})
+    loftq.save_beginnings(layers, folder)
     write_config(folder, to_peft(config, list(config.target_modules), base_model_name_or_path))
 
 
@@ -88,6 +90,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
         config = config.model_copy(update={"target_modules": _modules_in(found)})
     if config.modules_to_save:
         config = config.model_copy(update={"modules_to_save": _saved_in(model, config.modules_to_save, found)})
+    config, found = loftq.for_base_of(model, folder, config, found)
     injected_here = not any(True for _ in lora_layers(model))
     if injected_here:
         _inject_for(model, config, folder)

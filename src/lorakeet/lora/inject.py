@@ -16,6 +16,7 @@ from lorakeet.errors import AdapterError, ConfigError
 from lorakeet.lora.attention import MultiheadAttention, adapted_attention, read_linear
 from lorakeet.lora.conv import adapted_conv
 from lorakeet.lora.layers import Embedding, Linear
+from lorakeet.lora.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.pissa import check_principal_part, start_with_principal_part
 from lorakeet.lora.quant import adapted_quantized
@@ -37,15 +38,16 @@ class Injection:
     """The originals of modules_to_save, by their paths; the model holds trained copies."""
 
 
-def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
+def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWeight | None = None) -> nn.Module:
     """Put LoRA onto the layers that `config` names, in place, and freeze everything else.
 
     The layers keep their weight and bias objects. The adapters are float32, drawn from torch's global generator, and
     start as an update of zero, so the outputs stay as they were. Merging is explicit: eval() does not merge.
+    `original_weight` gives a quantised layer's weight, by its path, as it was before; LoftQ alone needs it.
 
     Raises:
         ConfigError: E-CFG-42 where a name matches nothing, E-CFG-161 where there is LoRA already, E-CFG-162 to 164 for
-            a layer that cannot have it. The model is then as it was.
+            a layer that cannot have it, E-CFG-172 for one that cannot start as asked. The model is then as it was.
     """
     if any(True for _ in lora_layers(model)):
         raise ConfigError(
@@ -54,15 +56,21 @@ def inject(model: nn.Module, config: LoraConfig) -> nn.Module:
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
     new = [(target, module, _build(model, module, target, config)) for target, module in targets]
-    for target, _, layer in new if isinstance(config.init_lora_weights, str) else ():
-        check_principal_part(layer, target.path)
+    initial = config.init_lora_weights
+    for target, _, layer in new:
+        if initial == "loftq":
+            check_quantized(layer, target.path, original_weight)
+        elif isinstance(initial, str):
+            check_principal_part(layer, target.path)
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
     for target, module, layer in new:
         layer.adopt(module, target.scaling)
-        if isinstance(config.init_lora_weights, str):
-            start_with_principal_part(layer, config.init_lora_weights)
-        elif not config.init_lora_weights:
+        if initial == "loftq" and original_weight is not None:
+            start_with_rounding_error(layer, original_weight(target.path))
+        elif isinstance(initial, str):
+            start_with_principal_part(layer, initial)
+        elif not initial:
             nn.init.normal_(layer.lora_B if not isinstance(layer, Embedding) else layer.lora_A, std=0.02)
         _replace(model, module, layer)
     for path, module in saved.items():

@@ -24,7 +24,7 @@ def check_principal_part(layer: MergeableLayer, path: str) -> None:
     if type(layer) is not Linear:
         raise ConfigError(
             "E-CFG-172", f"PiSSA needs linear layers of 16 or 32 bits, and {path} is none",
-            place="peft_config.init_lora_weights", fix="Set it to true, or leave the layer out",
+            place="peft_config.init_lora_weights", fix="Over a quantised base use loftq; else leave the layer out",
         )  # fmt: skip
     most = min(layer.in_features, layer.out_features)
     if layer.r > most:

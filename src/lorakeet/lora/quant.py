@@ -20,6 +20,9 @@ from lorakeet.quant import layers as quant
 class QuantizedLoRA(LinearLoRA, quant.QuantizedLinear):
     """What LoRA on 4 and on 8 bits share; made by `adopt` alone."""
 
+    rounding_pair: tuple[Tensor, Tensor] | None = None
+    """A and B before training, where they began with what rounding took from the weight (LoftQ)."""
+
     def __init__(self, module: quant.QuantizedLinear, r: int, lora_alpha: float, lora_dropout: float) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.dtype = module.in_features, module.out_features, module.dtype

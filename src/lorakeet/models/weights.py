@@ -101,6 +101,19 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, mapping.read(entry)
 
 
+def weight_reader(directory: Path) -> Callable[[str], torch.Tensor]:
+    """Give a function that reads the weight of a layer by its path, (out, in), as it lies on disk."""
+    files = open_checkpoint(Path(directory)).files
+
+    def read(path: str) -> torch.Tensor:
+        name = f"{path}.weight"
+        (file,) = (file for file, entries in files.items() if name in entries)
+        with mapped(file) as mapping:
+            return mapping.read(files[file][name])
+
+    return read
+
+
 def put_parameter(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:
     """Put one new parameter in all the places `names`."""
     parameter = nn.Parameter(tensor)

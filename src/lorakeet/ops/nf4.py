@@ -4,8 +4,9 @@ data in: a weight → out: two weights a byte, the first in the high half, and t
 (`absmax`); and the other way round. With double quantisation the scales are 8-bit numbers in blocks of 256. Files and
 numbers are those of bitsandbytes to the bit. Knows no modules.
 
-`dequantize` is the fast way, compiled, without a table: sixteen values are chosen among by four bits, which a vector
-unit does for 16 weights at once, where a look-up takes one at a time. `dequantize_reference` is the slow truth.
+`dequantize_into` is the fast way: a C++ kernel (native/four_bits.cpp) or, where that cannot be had, a compiled function
+without a table: sixteen values are chosen among by four bits, which a vector unit does for 16 weights at once, where a
+look-up takes one at a time. `dequantize_reference` is the slow truth.
 
 Source: Dettmers et al. 2023, arXiv:2305.14314; reference implementation: bitsandbytes 0.50.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lorakeet.errors import ModelError
 from lorakeet.ops.compiling import can_compile, compiled
+from lorakeet.ops.native import four_bits
 
 BLOCKSIZE = 64
 NESTED_BLOCKSIZE = 256
@@ -52,17 +54,22 @@ class Scales:
     nested_offset: Tensor | None = None
     """A float32 scalar: the mean, taken off before the scales were quantised."""
 
-    def float(self) -> Tensor:
-        """Give the scales in float32, (num_blocks,)."""
+    def float(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Give the scales of the blocks from `first` to before `last`, of all if left out, in float32."""
+        last = len(self.absmax) if last is None else last
+        absmax = self.absmax[first:last]
         if self.nested_absmax is None or self.nested_offset is None:
-            return self.absmax
-        values = dynamic_map().to(self.absmax.device)[self.absmax.int()]
-        values *= self.nested_absmax.repeat_interleave(NESTED_BLOCKSIZE)[: len(values)]
+            return absmax
+        values = dynamic_map().to(absmax.device)[absmax.int()]
+        begin, end = first // NESTED_BLOCKSIZE, -(-last // NESTED_BLOCKSIZE)
+        nested = self.nested_absmax[begin:end].repeat_interleave(NESTED_BLOCKSIZE)
+        values *= nested[first - begin * NESTED_BLOCKSIZE :][: len(values)]
         # Not compiled: a fused multiply-add would round once where bitsandbytes rounds twice.
         values += self.nested_offset
         return values
 
 
+@cache
 def code_table(quant_type: str) -> Tensor:
     """Give the sixteen values of "nf4" or "fp4", float32."""
     return torch.tensor(CODES[quant_type])
@@ -160,19 +167,30 @@ def dequantize_reference(
     return (values * absmax.repeat_interleave(blocksize)[: len(values)]).to(dtype).view(shape)
 
 
-def dequantize_into(out: Tensor, packed: Tensor, absmax: Tensor, quant_type: str = "nf4") -> None:
-    """Write the weights of whole blocks to `out`.
+def dequantize_into(
+    out: Tensor, packed: Tensor, scales: Scales, quant_type: str = "nf4", *, first_block: int = 0
+) -> None:
+    """Write the weights of some blocks of a weight to `out`.
 
     Args:
-        out: (..., blocks, blocksize), contiguous, in the wanted dtype.
-        packed: (..., blocks, blocksize / 2), with any strides: some columns of a matrix, for example.
-        absmax: (..., blocks), float32.
+        out: (num_blocks, blocksize), contiguous, in the wanted dtype.
+        packed: (num_blocks, blocksize / 2), contiguous: the bytes of these blocks.
+        scales: those of the whole weight.
+        quant_type: "nf4" or "fp4".
+        first_block: which of the scales is the first block's.
     """
-    if not can_compile():
-        blocksize = out.shape[-1]
-        out.copy_(
-            dequantize_reference(packed.reshape(-1), absmax.reshape(-1), out.shape, out.dtype, quant_type, blocksize)
+    num_blocks, blocksize = out.shape
+    assert packed.is_contiguous()
+    assert out.is_contiguous()
+    if four_bits.can_dequantize(out):
+        nested = scales.nested_absmax, scales.nested_offset
+        four_bits.dequantize_into(
+            out, packed, code_table(quant_type), first_block, scales.absmax.contiguous(), dynamic_map(), *nested
         )
+        return
+    absmax = scales.float(first_block, first_block + num_blocks)
+    if not can_compile():
+        out.copy_(dequantize_reference(packed, absmax, out.shape, out.dtype, quant_type, blocksize))
     elif out.dtype == torch.bfloat16:
         _bf16_pairs(packed, absmax, out.view(torch.int32), quant_type)
     else:

@@ -74,17 +74,15 @@ def linear_4bit_op(
     rows_x = x_TI.reshape(-1, in_features)
     result = x_TI.new_empty(*x_TI.shape[:-1], out_features)
     out = result.view(-1, out_features)
-    blocks = packed.view(out_features, -1, blocksize // 2)
-    scale = scales.float().view(out_features, -1)
+    blocks, blocks_a_row = packed.view(-1, blocksize // 2), in_features // blocksize
     step = max(1, BLOCK_WEIGHTS // in_features)
     step -= step % _TILE if step > _TILE else 0
     for start in range(0, out_features, step):
         rows = slice(start, min(start + step, out_features))
         num_rows = rows.stop - start
         weight = _buffer(num_rows * in_features, x_TI)
-        nf4.dequantize_into(
-            weight.view(-1, blocksize), blocks[rows].view(-1, blocksize // 2), scale[rows].view(-1), quant_type
-        )
+        first, last = rows.start * blocks_a_row, rows.stop * blocks_a_row
+        nf4.dequantize_into(weight.view(-1, blocksize), blocks[first:last], scales, quant_type, first_block=first)
         weight_IR = weight.view(num_rows, in_features).t()
         if bias_O is None:
             torch.mm(rows_x, weight_IR, out=out[:, rows])
@@ -164,7 +162,7 @@ def _weight_4bit(
     if missing:
         packed = F.pad(packed, (0, missing))
     weight = _buffer(num_blocks * blocksize, like)
-    nf4.dequantize_into(weight.view(-1, blocksize), packed.view(-1, blocksize // 2), scales.float(), quant_type)
+    nf4.dequantize_into(weight.view(-1, blocksize), packed.view(-1, blocksize // 2), scales, quant_type)
     return weight[:num_weights].view(shape)
 
 
