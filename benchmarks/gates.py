@@ -28,6 +28,7 @@ from lorakeet.lora.inject import inject
 from lorakeet.loss import pack_for
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.weights import load_model
+from lorakeet.ops.hardware import best_dtype
 from lorakeet.training.optim import build_optimizer
 from lorakeet.training.trainer import train_step
 
@@ -74,15 +75,17 @@ def _cut(row: Example, length: int) -> Example:
     return replace(row, input_ids=row.input_ids[:length], spans=spans)
 
 
-def check_gates(model_dir: Path, rows: Sequence[Example], r: int, targets: list[str]) -> list[Gate]:
-    """Compute the rows with both systems in fp32 and bf16 and compare."""
+def check_gates(
+    model_dir: Path, rows: Sequence[Example], r: int, targets: list[str], measured_in: torch.dtype = torch.bfloat16
+) -> list[Gate]:
+    """Compute the rows with both systems in fp32 and in the type that is measured, and compare."""
     rows = gate_rows(rows)
     halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     adapter = _drawn_adapter(model_dir, r, targets)
     ours: dict[torch.dtype, Computed] = {}
     theirs: dict[torch.dtype, Computed] = {}
     gates = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dict.fromkeys((torch.float32, measured_in)):
         model = our_model(model_dir, r, targets, adapter, dtype)
         gates += _no_leak(model, rows, dtype)
         ours[dtype] = _compute_ours(model, rows, halves)
@@ -96,18 +99,22 @@ def _compared(ours: dict[torch.dtype, Computed], theirs: dict[torch.dtype, Compu
     truth = theirs[exact]
     steps = zip(ours[exact].losses, truth.losses, strict=True)
     loss_error = max(abs(our - their) / their for our, their in steps)
-    our_rms, peft_rms = (_rms(x[low].row_losses - truth.row_losses) for x in (ours, theirs))
-    low_steps = zip(ours[low].losses, truth.losses, strict=True)
-    low_error = max(abs(our - their) for our, their in low_steps)
     norm = min(ours[dtype].gradient.norm().item() for dtype in ours)
-    cosine, our_cosine, peft_cosine = (
-        _cosine(gradient, truth.gradient)
-        for gradient in (ours[exact].gradient, ours[low].gradient, theirs[low].gradient)
-    )
-    our_angle, peft_angle = (math.sqrt(max(0.0, 1 - cosine**2)) for cosine in (our_cosine, peft_cosine))
-    return [
+    cosine = _cosine(ours[exact].gradient, truth.gradient)
+    gates = [
         Gate("fp32: step losses against PEFT's, relative", loss_error, f"≤ {FP32_LOSS:g}", loss_error <= FP32_LOSS),
         Gate("fp32: cosine of the gradient with PEFT's", cosine, f"≥ {LEAST_COSINE}", cosine >= LEAST_COSINE),
+        Gate("gradient norm", norm, "> 0", norm > 0),
+    ]
+    if low not in ours:
+        return gates
+    our_rms, peft_rms = (_rms(x[low].row_losses - truth.row_losses) for x in (ours, theirs))
+    low_error = max(abs(our - their) for our, their in zip(ours[low].losses, truth.losses, strict=True))
+    our_angle, peft_angle = (
+        math.sqrt(max(0.0, 1 - _cosine(x[low].gradient, truth.gradient) ** 2)) for x in (ours, theirs)
+    )
+    return [
+        *gates,
         Gate(
             "bf16: token losses' distance from fp32, rms", our_rms,
             f"≤ {BF16_MARGIN * peft_rms:.3g} ({BF16_MARGIN} × PEFT's)", our_rms <= BF16_MARGIN * peft_rms,
@@ -118,7 +125,6 @@ def _compared(ours: dict[torch.dtype, Computed], theirs: dict[torch.dtype, Compu
             f"≤ {BF16_GRADIENT_MARGIN * peft_angle:.3g} ({BF16_GRADIENT_MARGIN} × PEFT's)",
             our_angle <= BF16_GRADIENT_MARGIN * peft_angle,
         ),
-        Gate("gradient norm", norm, "> 0", norm > 0),
     ]  # fmt: skip
 
 
@@ -247,7 +253,7 @@ def main() -> None:
     """Check, print, and exit with 1 where a gate fails."""
     model_dir, file, r, targets = sys.argv[1:]
     rows = read_rows(Path(file))
-    gates = check_gates(Path(model_dir), rows, int(r), TARGETS[targets])
+    gates = check_gates(Path(model_dir), rows, int(r), TARGETS[targets], best_dtype("cpu"))
     used = gate_rows(rows)
     print(json.dumps({
         "rows": f"{len(used)} rows, {sum(len(row.input_ids) for row in used):,} tokens, whole model",

@@ -6,8 +6,9 @@ usage: python -m benchmarks.qlora dequantize
 
 `dequantize` times our dequantisation and bitsandbytes' for the layers of Phi-3-mini, and, in the same run, copying
 and writing as many bytes: what the memory allows. `lorakeet` and `peft` train r=16 adapters on all linear layers, on
-rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. PEFT's adapters are
-bfloat16, its layers are not compiled; lorakeet recomputes selectively. The caller keeps glibc from returning pages
+rows of 512 random token ids, TOKENS of them a step; the first step compiles and is reported apart. Both compute in the
+type that is fastest here (bf16 or fp32, `best_dtype`). PEFT's adapters are of that type too, its layers are not
+compiled; lorakeet recomputes selectively. The caller keeps glibc from returning pages
 (MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296). For lorakeet, the seconds of loading are those of a first start
 or of one from the cache.
 `demo` is `lorakeet demo` over a 4-bit base, without the score before training.
@@ -21,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from lorakeet.ops.hardware import best_dtype
 
 ROW = 512
 LINEARS = {"qkv_proj": (9216, 3072), "o_proj": (3072, 3072), "gate_up_proj": (16384, 3072), "down_proj": (3072, 8192)}
@@ -51,16 +54,17 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
     from lorakeet.ops.quantized_linear import _weight_4bit
     from lorakeet.quant.layers import Linear4bit
 
-    weight = (torch.randn(shape) * 0.02).bfloat16()
+    dtype = best_dtype("cpu")
+    weight = (torch.randn(shape) * 0.02).to(dtype)
     layer = Linear4bit.quantize(weight)
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    like, target = torch.empty(0, dtype=torch.bfloat16), torch.zeros_like(weight)
-    x, grad = torch.randn(ROW, shape[1]).bfloat16(), torch.randn(ROW, shape[0]).bfloat16()
+    like, target = torch.empty(0, dtype=dtype), torch.zeros_like(weight)
+    x, grad = torch.randn(ROW, shape[1]).to(dtype), torch.randn(ROW, shape[0]).to(dtype)
     timed: dict[str, Callable[[], object]] = {
         "ours": lambda: _weight_4bit(like, layer.weight, layer.scales, shape, "nf4", nf4.BLOCKSIZE),
         "bitsandbytes": lambda: bnb.dequantize_4bit(packed, state),
-        "write_bf16": lambda: target.fill_(1.0),
-        "copy_bf16": lambda: target.copy_(weight),
+        "write": lambda: target.fill_(1.0),
+        "copy": lambda: target.copy_(weight),
         "gemm_forward": lambda: torch.nn.functional.linear(x, weight),
         "gemm_backward": lambda: grad @ weight,
         "layer_forward": lambda: layer(x),
@@ -82,7 +86,7 @@ def lorakeet(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float,
 
     keep_few_products()
     start = time.perf_counter()
-    model = load_quantized_model(directory, QuantizationConfig(load_in_4bit=True), dtype=torch.bfloat16)
+    model = load_quantized_model(directory, QuantizationConfig(load_in_4bit=True), dtype=best_dtype("cpu"))
     loading = time.perf_counter() - start
     print(json.dumps({"loaded_s": round(loading, 1), "peak_memory_bytes": peak_memory()}), flush=True)
     torch.manual_seed(0)
@@ -113,10 +117,10 @@ def peft(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float, lis
     start = time.perf_counter()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=best_dtype("cpu"),
     )  # fmt: skip
     base = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.bfloat16, quantization_config=quantization, device_map="cpu"
+        directory, dtype=best_dtype("cpu"), quantization_config=quantization, device_map="cpu"
     )
     loading = time.perf_counter() - start
     targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]

@@ -3,11 +3,12 @@
 usage: python -m benchmarks.system {lorakeet,trl,peft,peft-learned} MODEL_DIR ROWS.json BATCH R TARGETS
 
 lorakeet: the project's own training step. trl: SFTTrainer with its defaults. peft: a plain loop over PEFT's model,
-tuned as well as its interfaces allow: rows sorted by length, bf16 adapters, every layer compiled, fused AdamW, no mask
-where nothing is padded; the caller keeps glibc from returning pages. peft-learned: the same with the model's forward
-taken apart, so that the head and the loss only see learned tokens; `logits_to_keep` does not reach that, since it
-keeps the same positions of every row, and was measured to gain nothing (420 tokens/s against 450 on W1).
-All use bf16, AdamW, gradient clipping and the same rows, batch, rank and loss mask.
+tuned as well as its interfaces allow: rows sorted by length, adapters in the base's type, every layer compiled, fused
+AdamW, no mask where nothing is padded; the caller keeps glibc from returning pages. peft-learned: the same with the
+model's forward taken apart, so that the head and the loss only see learned tokens; `logits_to_keep` does not reach
+that, since it keeps the same positions of every row, and was measured to gain nothing (420 tokens/s against 450 on W1).
+All use the type this machine computes fastest in (bf16 or fp32, `best_dtype`), AdamW, gradient clipping and the same
+rows, batch, rank and loss mask.
 The first steps compile and are reported apart; all systems are timed on the same rows after them.
 """
 
@@ -26,6 +27,7 @@ import torch
 
 from benchmarks.workloads import WARM_UP, read_rows
 from lorakeet.data.conversation import Example
+from lorakeet.ops.hardware import best_dtype
 
 LR = 2e-4
 ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -43,7 +45,7 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
     from lorakeet.training.trainer import train_step
 
     keep_few_products()
-    model = load_model(model_dir, dtype=torch.bfloat16)
+    model = load_model(model_dir, dtype=best_dtype("cpu"))
     torch.manual_seed(0)
     inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
     keep_freed_memory()
@@ -63,7 +65,7 @@ def peft(
     model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str], *, learned_only: bool = False
 ) -> list[dict]:
     """Run the tuned PEFT loop."""
-    model = peft_model(model_dir, r, targets, torch.bfloat16, autocast_adapter_dtype=False)
+    model = peft_model(model_dir, r, targets, best_dtype("cpu"), autocast_adapter_dtype=False)
     torch._dynamo.config.cache_size_limit = 128
     for layer in head_of(model).model.layers:
         layer.compile(dynamic=True)
@@ -108,6 +110,7 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    dtype = best_dtype("cpu")
     steps: list[dict] = []
 
     class Clock(TrainerCallback):
@@ -121,12 +124,13 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
     data = Dataset.from_list([{"input_ids": row.input_ids, "completion_mask": _mask(row)} for row in rows])
     with tempfile.TemporaryDirectory() as out:
         args = SFTConfig(
-            output_dir=out, per_device_train_batch_size=batch, num_train_epochs=1, bf16=True, learning_rate=LR,
+            output_dir=out, per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=LR,
+            bf16=dtype == torch.bfloat16,
             logging_steps=1000, save_strategy="no", report_to=[], max_length=8192, gradient_checkpointing=False,
             use_cpu=True, lr_scheduler_type="constant",
         )  # fmt: skip
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16),
+            model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype),
             args=args, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(model_dir),
             peft_config=LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM"),
             callbacks=[Clock()],

@@ -33,8 +33,11 @@ from benchmarks import workloads
 from benchmarks.chart import bar_chart
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.registry import resolve
+from lorakeet.ops.hardware import best_dtype
 
 RESULTS = Path(__file__).parent / "results"
+STARTED = datetime.datetime.now()
+"""Part of the results' names, so that no run writes over another's."""
 SYSTEMS = ("lorakeet", "trl", "peft", "peft-learned")
 # The peers leave allocation to glibc, which returns pages to the kernel at every step; the tuned one is kept from it.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
@@ -112,7 +115,7 @@ def measure(system: str, case: Case, model: Path) -> dict:
 
 
 def roofline_tokens_per_second(config: Phi3Config, num_tokens: int, learned_share: float) -> float:
-    """Time the model's own matrix products in bf16 and say how many tokens a second they alone would allow.
+    """Time the model's own matrix products, in the type trained in; say how many tokens a second they would allow.
 
     Counted are the products no training can do without: every layer forward and, for its input's gradient, backward,
     and the head forward and backward on learned rows. Adapters, attention and everything elementwise come on top.
@@ -126,8 +129,9 @@ def roofline_tokens_per_second(config: Phi3Config, num_tokens: int, learned_shar
 
 def _linear_seconds(rows: int, width_in: int, width_out: int, repeats: int = 7, warm_up: int = 2) -> float:
     """Time the two products of a frozen linear layer, forward and backward, into memory that is there already."""
-    x, y = torch.randn(rows, width_in).bfloat16(), torch.randn(rows, width_out).bfloat16()
-    weight = torch.randn(width_out, width_in).bfloat16()
+    dtype = best_dtype("cpu")
+    x, y = torch.randn(rows, width_in).to(dtype), torch.randn(rows, width_out).to(dtype)
+    weight = torch.randn(width_out, width_in).to(dtype)
     times = []
     for _ in range(warm_up + repeats):
         start = time.perf_counter()
@@ -199,7 +203,7 @@ def floor_table(cases: list[Case]) -> str:
 def write_results(cases: list[Case], options: argparse.Namespace, gates: list[str]) -> str:
     """Write the dated table and chart of what is measured so far; return the table's text."""
     measured = [case for case in cases if case.rooflines]
-    stem = f"{datetime.date.today()}-throughput"
+    stem = f"{STARTED:%Y-%m-%d-%H%M}-throughput"
     groups = {
         f"{case.workload}\n{case.adapters}": {
             LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs
@@ -209,8 +213,9 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rounds = sorted({len(case.rooflines) for case in measured})
     text = "\n\n".join([
-        f"# Throughput, {datetime.date.today()}",
-        f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, bf16; text from "
+        f"# Throughput, {STARTED:%Y-%m-%d %H:%M}",
+        f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, "
+        f"{str(best_dtype('cpu')).removeprefix('torch.')}; text from "
         f"{'GSM8K' if workloads.gsm8k_file() else 'the demo rows'}; medians of {' to '.join(map(str, rounds))} rounds "
         f"of {options.steps} timed steps each. Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
         f"Gates, all of which hold: {'; '.join(gates)}.",

@@ -86,11 +86,11 @@ def own_options():
 
 @pytest.mark.usefixtures("own_options")
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
-def test_compiled_layers_recompute_too():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_layers_recompute_too(dropout):
     # Each after another: what one run asks for is not kept for the next.
-    outcome("selective", compiled=True)
-    nothing, full = outcome(None, compiled=True), outcome("full", compiled=True)
-    selective = outcome("selective", compiled=True)
+    outcome("selective", compiled=True, dropout=dropout)
+    nothing, selective, full = (outcome(mode, compiled=True, dropout=dropout) for mode in (None, "selective", "full"))
     for result in (selective, full):
         assert_same(result, nothing, 1e-6)
     assert full[2] < 0.3 * nothing[2]

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lorakeet.errors import ModelError
+from lorakeet.models import weights
 from lorakeet.models.config import Phi3Config
 from lorakeet.models.phi3 import Phi3ForCausalLM
 from lorakeet.models.weights import fingerprint, load_model, load_weights, save_weights
@@ -154,6 +155,19 @@ def test_wrong_shape_is_refused_before_anything_is_loaded(save_phi3, edit_json):
     with pytest.raises(ModelError, match=r"E-MODEL-65 .*gate_up_proj\.weight \(160, 48\) for \(192, 48\)"):
         load_weights(model, directory)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_model_larger_than_the_free_memory_is_refused_before_anything_is_loaded(save_phi3, monkeypatch):
+    _, directory = save_phi3()
+    model = _meta(Phi3Config.from_directory(directory))
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(weights, "free_bytes", lambda: 4 * needed - 1)
+    with pytest.raises(ModelError, match=r"E-MODEL-186 .*float32.*--load-in-4bit"):
+        load_weights(model, directory, dtype=torch.float32)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    load_weights(model, directory, dtype=torch.bfloat16)
+    monkeypatch.setattr(weights, "free_bytes", lambda: None)
+    load_weights(_meta(Phi3Config.from_directory(directory)), directory, dtype=torch.float32)
 
 
 def test_untied_model_without_lm_head_is_refused(save_phi3, edit_json):

@@ -24,6 +24,7 @@ from lorakeet.files.durable import write_file
 from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 from lorakeet.models.config import Phi3Config, read_json
 from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.ops.memory import free_bytes
 
 Put = Callable[[nn.Module, Iterable[str], torch.Tensor], torch.Tensor]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -75,13 +76,16 @@ def load_weights(
     Parameters that are one tensor in the model stay one; the checkpoint may name it once or, if equal, repeatedly.
     `put` is called with the model, all names of a parameter and its value, and gives the parameter it has put there.
 
-    Raises: ModelError, before anything is loaded, where files are broken or names and shapes differ.
+    Raises: ModelError, before anything is loaded, where files are broken, names and shapes differ, or the whole model
+    has no room in memory.
     """
     checkpoint = open_checkpoint(Path(directory))
     entries = checkpoint.entries()
     all_names = aliases(model)
     _check_names_and_shapes(entries, model, all_names, str(directory))
     dtype = dtype or _main_dtype(entries)
+    if put is None and torch.device(device).type == "cpu":
+        _require_memory(model, dtype, str(directory))
     loaded: dict[str, torch.Tensor] = {}
     for name, stored in _read(checkpoint):
         tensor = stored.to(device=device, dtype=dtype)
@@ -92,6 +96,17 @@ def load_weights(
                 "E-MODEL-107", f"{' and '.join(all_names[name])} differ, but config.json says that they are one",
                 place=str(directory), fix="Set tie_word_embeddings to false in config.json",
             )  # fmt: skip
+
+
+def _require_memory(model: nn.Module, dtype: torch.dtype, place: str) -> None:
+    """Refuse weights that are more than what is free: the kernel would end the process without a word."""
+    needed, free = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters()), free_bytes()
+    if free is not None and needed > free:
+        raise ModelError(
+            "E-MODEL-186",
+            f"the weights need {needed / 1e9:.1f} GB in {_short(dtype)}, and {free / 1e9:.1f} GB are free",
+            place=place, fix="Use --load-in-4bit, or close other programs",
+        )  # fmt: skip
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

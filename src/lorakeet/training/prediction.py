@@ -1,11 +1,12 @@
 """Predict what a run will take on this machine: time of an epoch, peak memory.
 
 data in: a Trainer that has not begun → out: Prediction. The order of the rows is known in advance, so every step's
-tokens are; two calibration steps of different size, forward and backward on the real model without an update, tell
-what a step costs. Parameters, optimizer and random state stay as they are.
+tokens are; two calibration steps of different size, the loop's own but without an update, tell what a step costs.
+Parameters, optimizer and random state stay as they are.
 
 Time of a pass = a + b · work, with work in matrix products: every token through every layer, learned tokens through
-the head, pairs of tokens through attention. Memory = a + b · tokens.
+the head, pairs of tokens through attention. Memory = a + b · tokens, and what only comes once the run has begun:
+the optimizer's moments, and the code of products of other sizes.
 """
 
 import heapq
@@ -21,10 +22,11 @@ import torch
 
 from lorakeet.data.conversation import Example
 from lorakeet.data.loader import iterate_steps
-from lorakeet.loss import pack_for, packed_loss
+from lorakeet.loss import pack_for
 from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.ops.memory import product_bytes_to_come
 from lorakeet.training.memory import peak_during, peak_memory_bytes
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.trainer import Trainer, train_step
 
 SAMPLED = 256
 """Passes of an epoch that are looked at; the mean of so many is known well enough."""
@@ -82,7 +84,7 @@ def predict(trainer: Trainer) -> Prediction:
     largest = heapq.nlargest(4, _passes(trainer, trainer.total_steps), key=_num_tokens)
     model.train()
     is_noisy = bool(config.neftune_noise_alpha)
-    small, large = _calibrate(model, [passes[len(passes) // 4], largest[0]], is_noisy)
+    small, large = _calibrate(trainer, [passes[len(passes) // 4], largest[0]])
     tokens = sum(_num_tokens(part) for part in passes)
     # Evenly over the sorted passes.
     sampled = [
@@ -91,9 +93,11 @@ def predict(trainer: Trainer) -> Prediction:
     train_s = len(passes) * statistics.fmean(_seconds(size, small, large) for size in sampled)
     evaluation_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
     evaluations = {"no": 0.0, "epoch": 1.0, "steps": trainer.steps_per_epoch / config.eval_steps}[config.eval_strategy]
-    peak = max(_peak_bytes(_size(model, part, is_noisy), small, large) for part in largest) + _optimizer_bytes_to_come(
-        trainer
-    )
+    peak = max(_peak_bytes(_size(model, part, is_noisy), small, large) for part in largest)
+    peak += _optimizer_bytes_to_come(trainer)
+    if model.lm_head.weight.device.type == "cpu":
+        num_sizes = len({size.tokens for size in sampled})
+        peak += product_bytes_to_come(model.lm_head.weight.dtype, num_sizes, num_met=2)
     return Prediction(
         training_seconds=train_s,
         evaluation_seconds=evaluations * evaluation_s,
@@ -121,18 +125,32 @@ def _num_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.input_ids) for example in examples)
 
 
-def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]], is_noisy: bool) -> list[_Measured]:
+class _NoUpdate(torch.optim.Optimizer):
+    """Leaves the parameters as they are."""
+
+    def step(self, closure: Any = None) -> None:
+        """Do nothing."""
+
+
+def _calibrate(trainer: Trainer, passes: list[list[Example]]) -> list[_Measured]:
     """Measure a small and a large pass, after one that compiles."""
+    model, noise_alpha = trainer.model, trainer.config.neftune_noise_alpha or 0.0
+    is_noisy, optimizer = bool(noise_alpha), _NoUpdate(list(trainer.named_params.values()), {})
+
+    def work(part: list[Example]) -> None:
+        batch = pack_for(model, part, is_noisy=is_noisy)
+        train_step(model, [batch], optimizer, math.inf, noise_alpha=noise_alpha)
+
     parts = [_at_most(part, limit) for part, limit in zip(passes, (MOST_TOKENS // 2, MOST_TOKENS), strict=True)]
     device = model.lm_head.weight.device
     seconds: list[list[float]] = [[], []]
     peaks = [0, 0]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _forward_backward(model, parts[0], is_noisy)
+        work(parts[0])
         for turn in range(2):
             for i, part in enumerate(parts):
                 start = time.perf_counter()
-                peak = peak_during(partial(_forward_backward, model, part, is_noisy))
+                peak = peak_during(partial(work, part))
                 seconds[i].append(time.perf_counter() - start)
                 if turn == 0:  # later the small pass finds the memory that the large one has left
                     peaks[i] = peak
@@ -143,15 +161,6 @@ def _calibrate(model: Phi3ForCausalLM, passes: list[list[Example]], is_noisy: bo
         _Measured(_size(model, part, is_noisy), statistics.fmean(times), peak)
         for part, times, peak in zip(parts, seconds, peaks, strict=True)
     ]
-
-
-def _forward_backward(model: Phi3ForCausalLM, examples: list[Example], is_noisy: bool) -> None:
-    model.zero_grad(set_to_none=True)
-    batch = pack_for(model, examples, is_noisy=is_noisy)
-    (packed_loss(model, batch) / batch.num_supervised_tokens).backward()
-    torch.nn.utils.clip_grad_norm_((param for param in model.parameters() if param.requires_grad), math.inf)
-    if batch.input_ids_T.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _at_most(examples: list[Example], limit: int) -> list[Example]:
