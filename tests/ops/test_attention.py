@@ -89,29 +89,59 @@ def test_bfloat16_error_is_no_larger_than_the_references():
     assert_no_worse_in_bfloat16(random_qkv(80, torch.bfloat16), boundaries([30, 50]))
 
 
-def native_qkv(num_tokens, heads, width):
-    qkv = random_qkv(num_tokens, torch.bfloat16, *heads, width)
-    if not can_attend(qkv[0]):
-        pytest.skip("this CPU has no AVX512_BF16, or there is no compiler")
-    return qkv
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def native_qkv(request):
+    """Give queries, keys and values that a native kernel takes."""
+
+    def build(num_tokens, heads, width):
+        qkv = random_qkv(num_tokens, request.param, *heads, width)
+        if not can_attend(qkv[0]):
+            pytest.skip("this CPU has no AVX512_BF16, or no AVX2, or there is no compiler")
+        return qkv
+
+    return build
+
+
+def assert_exact(qkv, cu_seqlens, window, parents=None):
+    """Hold a native kernel against the reference: in float32 closely, in bfloat16 by what rounding leaves."""
+    if qkv[0].dtype == torch.bfloat16:
+        assert_no_worse_in_bfloat16(qkv, cu_seqlens, window, parents)
+        return
+    truth = outputs_and_grads(attention_reference, qkv, cu_seqlens, window, parents)
+    ours = outputs_and_grads(attention, qkv, cu_seqlens, window, parents)
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "width"), [((9, 3), 64), ((4, 4), 96), ((8, 1), 128), ((2, 2), 32)])
 @pytest.mark.parametrize("lengths", [[190, 1, 64], [65, 63, 130], [17]])
 @pytest.mark.parametrize("window", [NO_WINDOW, 70, 7, 1])
-def test_native_attention_is_no_less_exact_than_the_reference(heads, width, lengths, window):
-    assert_no_worse_in_bfloat16(native_qkv(sum(lengths), heads, width), boundaries(lengths), window)
+def test_native_attention_is_no_less_exact_than_the_reference(native_qkv, heads, width, lengths, window):
+    assert_exact(native_qkv(sum(lengths), heads, width), boundaries(lengths), window)
 
 
 @pytest.mark.parametrize("lengths", [[17, 5, 9, 1], [70, 64, 129, 3]])
 @pytest.mark.parametrize("continued", [[-1, 0, 0, 0], [-1, 0, 1, -1], [-1, 0, 1, 0]])
 @pytest.mark.parametrize("window", [NO_WINDOW, 70])
-def test_native_attention_over_shared_beginnings(lengths, continued, window):
+def test_native_attention_over_shared_beginnings(native_qkv, lengths, continued, window):
     parents = torch.tensor([-1, *continued], dtype=torch.int32)
-    assert_no_worse_in_bfloat16(native_qkv(sum(lengths), (6, 2), 64), boundaries(lengths), window, parents)
+    assert_exact(native_qkv(sum(lengths), (6, 2), 64), boundaries(lengths), window, parents)
 
 
-def test_native_attention_takes_heads_out_of_a_fused_projection():
+def test_native_attention_takes_scores_of_any_size(native_qkv):
+    """The largest weights are 1, the smallest vanish; nothing overflows on the way."""
+    q, k, v = native_qkv(150, (4, 2), 64)
+    with torch.no_grad():
+        q *= 30
+        q[::7] *= 1e4
+    cu_seqlens = boundaries([100, 50])
+    ours, truth = (function(q, k, v, cu_seqlens, NO_WINDOW, None) for function in (attention, attention_reference))
+    assert bool(ours.isfinite().all())
+    is_exact = q.dtype == torch.float32
+    torch.testing.assert_close(ours, truth, rtol=1e-3 if is_exact else 0.05, atol=1e-3 if is_exact else 0.05)
+
+
+def test_native_attention_takes_heads_out_of_a_fused_projection(native_qkv):
     q, k, v = native_qkv(70, (4, 4), 64)
     fused = torch.cat([q, k, v], dim=1).detach().requires_grad_()
     cu_seqlens = boundaries([40, 30])
@@ -122,7 +152,7 @@ def test_native_attention_takes_heads_out_of_a_fused_projection():
     assert torch.equal(fused.grad, torch.cat(apart, dim=1))
 
 
-def test_native_attention_never_looks_into_another_document():
+def test_native_attention_never_looks_into_another_document(native_qkv):
     lengths, (q, k, v) = [70, 33, 131], native_qkv(234, (4, 2), 64)
     before = outputs_and_grads(attention, [q, k, v], boundaries(lengths), NO_WINDOW)
     with torch.no_grad():

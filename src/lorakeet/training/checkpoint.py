@@ -285,7 +285,7 @@ def _code_hash() -> str:
     """Hash this package's source, which says more than its version."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cpp")):
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cpp", ".h")):
         digest.update(f"{file.relative_to(root)} {file_sha256(file)}\n".encode())
     return digest.hexdigest()[:_SHOWN]
 

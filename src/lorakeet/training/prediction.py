@@ -128,7 +128,7 @@ def _num_tokens(examples: Sequence[Example]) -> int:
 class _NoUpdate(torch.optim.Optimizer):
     """Leaves the parameters as they are."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Do nothing."""
 
 

@@ -53,7 +53,8 @@ def _build(source: Path) -> Path:
     cpu = [*cpu_info("model name"), *cpu_info("flags")]
     text = source.read_text(encoding="utf-8")
     before, after = _pytorch_flags() if "#include <c10/" in text else ([], [])
-    state = "\0".join([text, version, *cpu, *FLAGS, *before, *after])
+    headers = [header.read_text(encoding="utf-8") for header in sorted(source.parent.glob("*.h"))]
+    state = "\0".join([text, *headers, version, *cpu, *FLAGS, *before, *after])
     target = cache_dir() / "native" / f"{source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target

@@ -1,4 +1,4 @@
-"""The C++ attention kernel (attention.cpp), for bf16 tensors on the CPU.
+"""The C++ attention kernels on the CPU: attention_bf16.cpp and attention_fp32.cpp, with one interface.
 
 `ops/attention.py` says what is computed and holds the reference.
 
@@ -11,15 +11,16 @@ import torch
 
 from lorakeet.ops.native import load_kernel
 
-MAX_HEAD_WIDTH = 256
-"""As in the kernel, whose blocks have room for no more."""
+KERNELS = {torch.bfloat16: "attention_bf16", torch.float32: "attention_fp32"}
+WIDTH_STEP, MAX_HEAD_WIDTH = 32, 256
+"""Widths of a head that the kernels' blocks have room for."""
 
 
 def can_attend(q_THE: torch.Tensor) -> bool:
     """Tell whether the kernel takes these queries, and their keys and values, on this machine."""
     E = q_THE.shape[-1]
-    is_fit = q_THE.dtype == torch.bfloat16 and q_THE.device.type == "cpu" and E % 32 == 0 and E <= MAX_HEAD_WIDTH
-    return is_fit and load_kernel("attention") is not None
+    is_fit = q_THE.dtype in KERNELS and q_THE.device.type == "cpu" and E % WIDTH_STEP == 0 and E <= MAX_HEAD_WIDTH
+    return is_fit and load_kernel(KERNELS[q_THE.dtype]) is not None
 
 
 def attend(
@@ -84,7 +85,7 @@ def _call(
     (T, H, E), K, num_segments = q_THE.shape, k_TKE.shape[1], len(cu_seqlens) - 1
     cu_seqlens, parents = cu_seqlens.int().contiguous(), parents.int().contiguous()
     strides = [ctypes.c_int64(x.stride(0)) for x in (q_THE, k_TKE, v_TKE)]
-    kernel = getattr(load_kernel("attention"), function)
+    kernel = getattr(load_kernel(KERNELS[q_THE.dtype]), function)
     kernel(
         *(_pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
         *strides,

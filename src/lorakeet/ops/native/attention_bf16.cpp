@@ -3,9 +3,6 @@
 // what is computed; its attention_reference is the truth that the tests hold this file against.
 // Source of the algorithm: Dao 2023, FlashAttention-2, arXiv:2307.08691.
 //
-// A document is a chain of segments: its own and those it continues. A block is up to 64 tokens of one segment.
-// One task is a tree of segments and a query head; tasks share nothing that they write.
-//
 // "Packed" matrices hold bf16 pairs as 32-bit words, because one instruction multiplies and adds pairs:
 //   rows    [m][k/2]  pairs of neighbours in a row: any row-major bf16 matrix is this already
 //   columns [k/2][n]  pairs of neighbours in a column
@@ -22,10 +19,10 @@ extern "C" int lorakeet_is_supported() { return 0; }
 #include <cstring>
 #include <vector>
 
+#include "documents.h"
+
 namespace {
 
-constexpr int BLOCK = 64;
-constexpr float LOG2E = 1.44269504f;
 using word = uint32_t;
 
 // --- Products --------------------------------------------------------------------------------------------------------
@@ -135,11 +132,6 @@ struct Rows {
     const word *words(int token) const { return (const word *)at(token); }
 };
 
-struct Block {
-    int segment, token, size, position;
-    int end_position() const { return position + size; }
-};
-
 // rows [tokens][E/2] -> columns of the transpose [E/2][BLOCK], zero beyond the block
 void pack_transposed(word *to, const Rows &rows, const Block &block, int E) {
     for (int i = 0; i < BLOCK; i += 16)
@@ -158,47 +150,6 @@ void pack_columns(word *to, const Rows &rows, const Block &block, int E) {
                 high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((__m256i *)(rows.at(block.token + i + 1) + e)));
             _mm512_storeu_si512(to + (i / 2) * E + e, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
-}
-
-// --- Documents -------------------------------------------------------------------------------------------------------
-
-struct Problem {
-    int T, H, K, E, window;
-    const int *borders, *parents;  // as in Python: borders[s], borders[s + 1]; parents[s + 1]
-    std::vector<std::vector<Block>> trees;
-
-    Problem(int T, int H, int K, int E, int window, const int *borders, const int *parents, int num_segments)
-        : T(T), H(H), K(K), E(E), window(window), borders(borders), parents(parents) {
-        std::vector<int> tree(num_segments), end(num_segments);
-        for (int s = 0; s < num_segments; s++) {
-            const int parent = parents[s + 1], start = parent < 0 ? 0 : end[parent], size = borders[s + 1] - borders[s];
-            if (parent < 0) trees.emplace_back();
-            tree[s] = parent < 0 ? (int)trees.size() - 1 : tree[parent];
-            end[s] = start + size;
-            for (int i = 0; i < size; i += BLOCK)
-                trees[tree[s]].push_back({s, borders[s] + i, std::min(BLOCK, size - i), start + i});
-        }
-    }
-
-    // Whether every query of the one block sees every key of the other, where `is_visible` holds.
-    bool is_all_visible(const Block &queries, const Block &keys) const {
-        return keys.end_position() <= queries.position + 1 && queries.end_position() - 1 - keys.position < window;
-    }
-
-    // Whether some query of the one block sees some key of the other.
-    bool is_visible(const Block &queries, const Block &keys) const {
-        if (keys.position >= queries.end_position() || queries.position - keys.end_position() + 1 >= window) return false;
-        int segment = queries.segment;
-        while (segment > keys.segment) segment = parents[segment + 1];
-        return segment == keys.segment;
-    }
-};
-
-// Memory of a thread, kept between calls.
-template <typename V>
-V *scratch(std::vector<V> &memory, size_t size) {
-    if (memory.size() < size) memory.resize(size);
-    return memory.data();
 }
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
