@@ -9,7 +9,8 @@ another one (`parents`). Its tokens see the whole chain of segments before them,
 the shared tokens are computed once. Forward and backward are those of the separate documents.
 
 `attention` chooses the backend: C++ kernels for bf16 on CPUs that multiply bf16 pairs and for fp32 on those with AVX2,
-blocks of products on any other CPU, a flash kernel on CUDA. `attention_reference` is the slow truth that the tests hold every backend against.
+blocks of products on any other CPU, a flash kernel on CUDA. `attention_reference` is the slow truth that the tests hold
+every backend against.
 
 T tokens, H query heads, K key-value heads (H a multiple of K), E head width.
 """
