@@ -66,9 +66,9 @@ def test_a_cache_that_cannot_be_written_costs_time_only(measured, tmp_path, monk
 
 
 def test_the_configuration_wins(measured):
-    assert choose_dtype(True, "cpu") == torch.bfloat16
     assert choose_dtype(False, "cpu") == torch.float32
     assert measured == []
+    assert choose_dtype(True, "cpu") == torch.bfloat16  # measured all the same, to warn where it is the slower
 
 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
@@ -76,3 +76,16 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
     assert choose_dtype(None, "cuda") == torch.float32
     with pytest.raises(ConfigError, match="E-CFG-40"):
         choose_dtype(True, "cuda")
+
+
+@pytest.mark.parametrize(("seconds", "warns"), [({torch.bfloat16: 6.0, torch.float32: 1.0}, True),
+                                               ({torch.bfloat16: 1.0, torch.float32: 4.5}, False)])  # fmt: skip
+def test_a_slow_bf16_is_taken_where_asked_for_but_not_in_silence(tmp_path, monkeypatch, caplog, seconds, warns):
+    monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path))
+    monkeypatch.setattr(hardware, "_gemm_seconds", lambda dtype: seconds[dtype])
+    assert choose_dtype(True, "cpu") == torch.bfloat16
+    assert ("leave bf16 out" in caplog.text) == warns
+    caplog.clear()
+    assert choose_dtype(False, "cpu") == torch.float32
+    assert choose_dtype(None, "cpu") == (torch.float32 if warns else torch.bfloat16)
+    assert caplog.text == ""
