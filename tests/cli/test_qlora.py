@@ -14,6 +14,7 @@ from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError
 from lorakeet.export import drift
+from lorakeet.lora import loftq
 from lorakeet.lora.loftq import BEGINNING_FILE
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
@@ -117,26 +118,37 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
 
 
 def test_loftq_starts_nearer_resumes_to_the_bit_and_merges_without_what_it_began_with(
-    tiny_model_directory, rows, tmp_path, capsys
+    tiny_model_directory, rows, tmp_path, capsys, monkeypatch
 ):
-    loftq = ("--load-in-4bit", "--set", "peft_config.init_lora_weights=loftq", "--set", "training_config.save_steps=2")
-    assert train(tiny_model_directory, rows, tmp_path / "run", *loftq) == 0
+    options = (
+        "--load-in-4bit",
+        "--set",
+        "peft_config.init_lora_weights=loftq",
+        "--set",
+        "training_config.save_steps=2",
+    )
+    assert train(tiny_model_directory, rows, tmp_path / "run", *options) == 0
     trained = api.open_run(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000004")
-    assert train(tiny_model_directory, rows, tmp_path / "again", *loftq, "--resume") == 0
+    assert train(tiny_model_directory, rows, tmp_path / "again", *options, "--resume") == 0
     for name in ("adapter_model.safetensors", BEGINNING_FILE):
         ours, theirs = (load_file(tmp_path / folder / "adapter" / name) for folder in ("run", "again"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
     drifts = []
+    merge = ["merge", str(trained.directory), "--json", "-o"]
     for output in ("right", "wrong"):
         capsys.readouterr()
-        assert run(["merge", str(trained.directory), "-o", str(tmp_path / output), "--json"]) == 0
+        assert run([*merge, str(tmp_path / output)]) == 0
         drifts.append(last_json(capsys)["drift"]["mean_kl"])
-        (trained.adapter_directory / BEGINNING_FILE).unlink(missing_ok=True)  # the bug, seeded
+        monkeypatch.setattr(loftq, "_NOTE", "no such note")  # the bug, seeded
     assert 0 < drifts[0] < drifts[1]
+    monkeypatch.undo()
+    (trained.adapter_directory / BEGINNING_FILE).unlink()
+    assert run([*merge, str(tmp_path / "refused")]) == 2
+    assert "E-ADPT-187" in capsys.readouterr().err
 
 
 def test_loftq_needs_a_quantised_base(tiny_model_directory, rows, tmp_path, capsys):

@@ -1,14 +1,15 @@
 """LoftQ: the start makes up for rounding as an exact decomposition does; a saved adapter is right on both bases."""
 
 import copy
+import shutil
 
 import peft
 import pytest
 import torch
 
 from lorakeet.config import LoraConfig
-from lorakeet.errors import ConfigError
-from lorakeet.lora.adapter import load_adapter, save_adapter
+from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.lora.adapter import WEIGHTS_FILE, load_adapter, save_adapter
 from lorakeet.lora.inject import inject, lora_layers, merge_and_unload, remove
 from lorakeet.lora.loftq import BEGINNING_FILE
 from lorakeet.quant.layers import Linear4bit, Linear8bit
@@ -133,3 +134,20 @@ def test_what_cannot_start_so_is_refused_before_anything_changes():
         inject(quantised(), config())
     assert not list(lora_layers(model))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_beginnings_of_another_adapter_are_never_taken_off(tmp_path):
+    """Saved over an older one, or copied without its file: then it is refused, not silently wrong."""
+    save_adapter(started(), tmp_path)
+    save_adapter(inject(quantised(), config(init_lora_weights=True)), tmp_path)
+    load_adapter(plain(), tmp_path)
+    save_adapter(started(), tmp_path)
+    (tmp_path / BEGINNING_FILE).rename(tmp_path / "elsewhere")
+    load_adapter(quantised(), tmp_path)
+    model = plain()
+    with pytest.raises(AdapterError, match="E-ADPT-187"):
+        load_adapter(model, tmp_path)
+    assert not list(lora_layers(model))
+    shutil.copy(tmp_path / WEIGHTS_FILE, tmp_path / BEGINNING_FILE)
+    with pytest.raises(AdapterError, match="E-ADPT-187"):
+        load_adapter(plain(), tmp_path)

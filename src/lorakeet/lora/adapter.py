@@ -59,8 +59,8 @@ def save_adapter(
     _require_whole(model, layers, tensors)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, tensors, extra or {})
-    loftq.save_beginnings(layers, folder)
+    note = loftq.save_beginnings(layers, folder)
+    write_tensors(folder / WEIGHTS_FILE, tensors, {**(extra or {}), **note})
     write_config(folder, to_peft(config, list(config.target_modules), base_model_name_or_path))
 
 
@@ -90,7 +90,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
         config = config.model_copy(update={"target_modules": _modules_in(found)})
     if config.modules_to_save:
         config = config.model_copy(update={"modules_to_save": _saved_in(model, config.modules_to_save, found)})
-    config, found = loftq.for_base_of(model, folder, config, found)
+    config, found = loftq.for_base_of(model, folder, config, found, extra)
     injected_here = not any(True for _ in lora_layers(model))
     if injected_here:
         _inject_for(model, config, folder)

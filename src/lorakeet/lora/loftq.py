@@ -16,12 +16,14 @@ Source: Li et al. 2023, arXiv:2310.08659; reference implementation: PEFT's `repl
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
-from lorakeet.errors import ConfigError
+from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.files.hashing import file_sha256
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.quant import QuantizedLoRA
 from lorakeet.lora.tensor_file import read_tensors, write_tensors
@@ -30,6 +32,7 @@ from lorakeet.quant.layers import QuantizedLinear
 OriginalWeight = Callable[[str], Tensor]
 """Gives the weight of a layer, by its path, as it was before it was quantised: (out, in)."""
 BEGINNING_FILE = "loftq_init.safetensors"
+_NOTE = "loftq_init"
 _OVERSAMPLED = 16
 _ITERATIONS = 4
 
@@ -70,24 +73,36 @@ def start_with_rounding_error(layer: MergeableLayer, weight_OI: Tensor) -> None:
     layer.rounding_pair = (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
 
 
-def save_beginnings(layers: Mapping[str, MergeableLayer], folder: Path) -> None:
-    """Write what the adapters began with to a file beside them, where they began with LoftQ."""
+def save_beginnings(layers: Mapping[str, MergeableLayer], folder: Path) -> dict[str, str]:
+    """Write what the adapters began with to a file beside them, where they began with LoftQ.
+
+    Returns the note that the adapter's own file has to hold, so that it never meets another one's beginnings.
+    """
     tensors = {}
     for path, layer in layers.items():
         if isinstance(layer, QuantizedLoRA) and layer.rounding_pair is not None:
             tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = layer.rounding_pair
-    if tensors:
-        write_tensors(folder / BEGINNING_FILE, tensors, {})
+    if not tensors:
+        return {}
+    write_tensors(folder / BEGINNING_FILE, tensors, {})
+    return {_NOTE: file_sha256(folder / BEGINNING_FILE)}
 
 
 def for_base_of(
-    model: nn.Module, folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor]
+    model: nn.Module, folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Turn a saved adapter into the one for `model`: where that is not quantised, less what LoftQ began with."""
+    """Turn a saved adapter into the one for `model`: where that is not quantised, less what LoftQ began with.
+
+    Raises: AdapterError, E-ADPT-187, where the file that `note` names is not there.
+    """
     file = folder / BEGINNING_FILE
-    is_quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    if is_quantized or not file.is_file():
+    if _NOTE not in note or any(isinstance(module, QuantizedLinear) for module in model.modules()):
         return config, dict(tensors)
+    if not file.is_file() or file_sha256(file) != note[_NOTE]:
+        raise AdapterError(
+            "E-ADPT-187", "the adapter began with what 4 bits had rounded away (LoftQ), and the file that says how is "
+            "missing or another adapter's", place=str(file), fix="Copy it from where the adapter was trained",
+        )  # fmt: skip
     beginnings = read_tensors(file)[0]
     joined = {
         name: torch.cat([tensor, beginnings[name]]) if ".lora_A." in name
