@@ -6,10 +6,12 @@ import shutil
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.adapter import WEIGHTS_FILE, load_adapter, save_adapter
+from lorakeet.lora import loftq
+from lorakeet.lora.adapter import WEIGHTS_FILE, adapter_extra, load_adapter, save_adapter
 from lorakeet.lora.inject import inject, lora_layers, merge_and_unload, remove
 from lorakeet.lora.loftq import BEGINNING_FILE
 from lorakeet.quant.layers import Linear4bit, Linear8bit
@@ -136,7 +138,7 @@ def test_what_cannot_start_so_is_refused_before_anything_changes():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_beginnings_of_another_adapter_are_never_taken_off(tmp_path):
+def test_beginnings_of_another_adapter_are_never_taken_off(tmp_path, monkeypatch):
     """Saved over an older one, or copied without its file: then it is refused, not silently wrong."""
     save_adapter(started(), tmp_path)
     save_adapter(inject(quantised(), config(init_lora_weights=True)), tmp_path)
@@ -149,5 +151,10 @@ def test_beginnings_of_another_adapter_are_never_taken_off(tmp_path):
         load_adapter(model, tmp_path)
     assert not list(lora_layers(model))
     shutil.copy(tmp_path / WEIGHTS_FILE, tmp_path / BEGINNING_FILE)
+    with pytest.raises(AdapterError, match="E-ADPT-187"):
+        load_adapter(plain(), tmp_path)
+    # One that its own adapter names, but of other shapes.
+    save_file({"0.lora_A.weight": torch.ones(2, 2)}, tmp_path / BEGINNING_FILE)
+    monkeypatch.setattr(loftq, "file_sha256", lambda file: adapter_extra(tmp_path)["loftq_init"])
     with pytest.raises(AdapterError, match="E-ADPT-187"):
         load_adapter(plain(), tmp_path)

@@ -98,12 +98,14 @@ def for_base_of(
     file = folder / BEGINNING_FILE
     if _NOTE not in note or any(isinstance(module, QuantizedLinear) for module in model.modules()):
         return config, dict(tensors)
-    if not file.is_file() or file_sha256(file) != note[_NOTE]:
+    is_named = file.is_file() and file_sha256(file) == note[_NOTE]
+    beginnings = read_tensors(file)[0] if is_named else {}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if ".lora_" in name}
+    if {name: tensor.shape for name, tensor in beginnings.items()} != shapes:
         raise AdapterError(
-            "E-ADPT-187", "the adapter began with what 4 bits had rounded away (LoftQ), and the file that says how is "
+            "E-ADPT-187", "the adapter began with what rounding had taken away (LoftQ), and the file that says how is "
             "missing or another adapter's", place=str(file), fix="Copy it from where the adapter was trained",
         )  # fmt: skip
-    beginnings = read_tensors(file)[0]
     joined = {
         name: torch.cat([tensor, beginnings[name]]) if ".lora_A." in name
         else torch.cat([tensor, -beginnings[name]], dim=1)
