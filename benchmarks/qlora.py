@@ -1,7 +1,7 @@
 """QLoRA: what dequantising costs, and training over a 4-bit base beside PEFT + bitsandbytes, as JSON lines.
 
 usage: python -m benchmarks.qlora dequantize
-       python -m benchmarks.qlora demo RUN_DIR
+       python -m benchmarks.qlora demo RUN_DIR [true|loftq]
        python -m benchmarks.qlora {lorakeet,peft} MODEL_DIR TOKENS STEPS
 
 `dequantize` times our dequantisation and bitsandbytes' for the layers of Phi-3-mini, and, in the same run, copying
@@ -11,7 +11,8 @@ type that is fastest here (bf16 or fp32, `best_dtype`). PEFT's adapters are of t
 compiled; lorakeet recomputes selectively. The caller keeps glibc from returning pages
 (MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296). For lorakeet, the seconds of loading are those of a first start
 or of one from the cache.
-`demo` is `lorakeet demo` over a 4-bit base, without the score before training.
+`demo` is `lorakeet demo` over a 4-bit base, without the score before training; the adapters begin as usual, or with
+LoftQ.
 """
 
 import json
@@ -145,7 +146,7 @@ def peft(directory: Path, rows: torch.Tensor, per_step: int) -> tuple[float, lis
     return loading, seconds, losses
 
 
-def demo(directory: str) -> None:
+def demo(directory: str, initial: str = "true") -> None:
     """Train the demo's task over a 4-bit base, and print its score."""
     from lorakeet import api
     from lorakeet.embedded import toolcalls
@@ -154,7 +155,8 @@ def demo(directory: str) -> None:
 
     run = api.train(
         "demo", "demo", training_config={**toolcalls.RECIPE, "output_dir": directory},
-        peft_config=toolcalls.PEFT_RECIPE, quantization_config={"load_in_4bit": True},
+        peft_config={**toolcalls.PEFT_RECIPE, "init_lora_weights": initial == "true" or initial},
+        quantization_config={"load_in_4bit": True},
     )  # fmt: skip
     loaded = run.load()
     answers = generate_answers(
@@ -175,7 +177,7 @@ def main() -> None:
     if sys.argv[1] == "dequantize":
         dequantize()
     elif sys.argv[1] == "demo":
-        demo(sys.argv[2])
+        demo(*sys.argv[2:])
     else:
         train(*sys.argv[1:])
 
