@@ -67,12 +67,15 @@ def rows(results, name):
 
 
 def assert_same(found, expected):
-    """Compare adapters, gradients and moments, each as one vector: relative to 1e-6."""
+    """Compare adapters, gradients and moments, each as one vector.
+
+    Relative to 2e-6: another order of sums differs by a few 1e-7, and six steps of AdamW carry that on.
+    """
     assert found.keys() == expected.keys()
     for kind in ("param", "grad", "moment"):
         names = [name for name in expected if name.startswith(kind) and not name.endswith("step")]
         a, b = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (found, expected))
-        assert ((a - b).norm() / b.norm()).item() < 1e-6, kind
+        assert ((a - b).norm() / b.norm()).item() < 2e-6, kind
 
 
 @pytest.mark.parametrize("name", SAME_AS)
