@@ -53,7 +53,7 @@ def test_a_signal_is_heard_by_all_and_one_process_goes_on(torchrun, tiny_model_d
     last = ["--max-steps", "300"]
     process = torchrun("-m", "lorakeet", *command(tiny_model_directory, sums, run, *last, "--batch-size", "2"))
     try:
-        deadline = time.monotonic() + 80
+        deadline = time.monotonic() + 160
         while not ((run / "metrics.jsonl").exists() and steps(run)) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
