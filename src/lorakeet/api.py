@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +374,7 @@ def _build_trainer(config: RunConfig, loaded: Loaded, data: PreparedData, stop: 
     """Put fresh adapters into the model and make it ready to train as `config` says."""
     model, settings = loaded.model, config.training_config
     seed_all(settings.seed)
-    inject(model, config.peft_config, original_weight=weights.weight_reader(loaded.directory))
+    inject(model, config.peft_config, original_weight=partial(weights.read_weight, loaded.directory))
     check_coverage(model, config.peft_config)
     if settings.fsdp and dist.is_shared():
         shard_base(model)

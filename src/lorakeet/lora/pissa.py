@@ -10,9 +10,10 @@ Source: Meng et al. 2024, arXiv:2404.02948; reference implementation: PEFT's `pi
 """
 
 import torch
+from torch import Tensor
 
 from lorakeet.errors import ConfigError
-from lorakeet.lora.layers import Linear
+from lorakeet.lora.layers import Linear, LinearLoRA
 from lorakeet.lora.merging import MergeableLayer
 
 
@@ -50,9 +51,19 @@ def start_with_principal_part(layer: MergeableLayer, method: str) -> None:
         else:
             left, values, right = torch.linalg.svd(wide_OI, full_matrices=False)
             left_OR, values_R, right_RI = left[:, : layer.r], values[: layer.r], right[: layer.r]
-        root_R = (values_R / layer.scaling).sqrt()
-        layer.lora_A.copy_(root_R[:, None] * right_RI)
-        layer.lora_B.copy_(left_OR * root_R)
+        put_decomposition(layer, left_OR, values_R, right_RI)
         rest = wide_OI - layer.scaling * layer.lora_B @ layer.lora_A
         weight.data = layer._as_stored(rest.to(weight.dtype)).contiguous()
     layer.initial_pair = (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
+
+
+def put_decomposition(layer: LinearLoRA, left_OR: Tensor, values_R: Tensor, right_RI: Tensor) -> None:
+    """Give A and B the square roots of singular values, so that the update is what was decomposed.
+
+    A layer of higher rank than the decomposition holds zeros beyond it.
+    """
+    r = len(values_R)
+    root_R = (values_R / layer.scaling).sqrt()
+    with torch.no_grad():
+        layer.lora_A.zero_()[:r] = root_R[:, None] * right_RI
+        layer.lora_B.zero_()[:, :r] = left_OR * root_R

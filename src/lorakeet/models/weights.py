@@ -116,17 +116,14 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, mapping.read(entry)
 
 
-def weight_reader(directory: Path) -> Callable[[str], torch.Tensor]:
-    """Give a function that reads the weight of a layer by its path, (out, in), as it lies on disk."""
-    files = open_checkpoint(Path(directory)).files
-
-    def read(path: str) -> torch.Tensor:
-        name = f"{path}.weight"
-        (file,) = (file for file, entries in files.items() if name in entries)
-        with mapped(file) as mapping:
-            return mapping.read(files[file][name])
-
-    return read
+def read_weight(directory: Path, path: str) -> torch.Tensor:
+    """Read the weight of one layer, by its path, as it lies on disk: (out, in)."""
+    name = f"{path}.weight"
+    ((file, entry),) = (
+        (file, entries[name]) for file, entries in open_checkpoint(directory).files.items() if name in entries
+    )
+    with mapped(file) as mapping:
+        return mapping.read(entry)
 
 
 def put_parameter(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:

@@ -44,6 +44,11 @@ def load_kernel(name: str) -> ctypes.CDLL | None:
     return loaded if loaded.lorakeet_is_supported() else None
 
 
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Give the address of a tensor's numbers as a kernel takes it; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
 def _build(source: Path) -> Path:
     """Compile `source`, unless that was done before with the same compiler for the same CPU."""
     compiler = cxx()

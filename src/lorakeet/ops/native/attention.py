@@ -9,7 +9,7 @@ import ctypes
 
 import torch
 
-from lorakeet.ops.native import load_kernel
+from lorakeet.ops.native import load_kernel, pointer
 
 KERNELS = {torch.bfloat16: "attention_bf16", torch.float32: "attention_fp32"}
 WIDTH_STEP, MAX_HEAD_WIDTH = 32, 256
@@ -87,13 +87,9 @@ def _call(
     strides = [ctypes.c_int64(x.stride(0)) for x in (q_THE, k_TKE, v_TKE)]
     kernel = getattr(load_kernel(KERNELS[q_THE.dtype]), function)
     kernel(
-        *(_pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
+        *(pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
         *strides,
         *(T, H, K, E, window),
-        *(_pointer(cu_seqlens), _pointer(parents), num_segments),
-        *(_pointer(x) for x in results),
+        *(pointer(cu_seqlens), pointer(parents), num_segments),
+        *(pointer(x) for x in results),
     )
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

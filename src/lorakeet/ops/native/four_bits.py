@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from lorakeet.ops.native import load_kernel
+from lorakeet.ops.native import load_kernel, pointer
 
 _CHUNK = 64
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -32,12 +32,8 @@ def dequantize_into(
     assert library is not None
     is_nested = nested_absmax is not None
     library.lorakeet_dequantize(
-        _pointer(out), int(out.dtype == torch.bfloat16), _pointer(packed), _pointer(code),
-        _pointer(None if is_nested else absmax), _pointer(absmax if is_nested else None), _pointer(table),
-        _pointer(nested_absmax), _pointer(nested_offset),
+        pointer(out), int(out.dtype == torch.bfloat16), pointer(packed), pointer(code),
+        pointer(None if is_nested else absmax), pointer(absmax if is_nested else None), pointer(table),
+        pointer(nested_absmax), pointer(nested_offset),
         ctypes.c_int64(first_block), ctypes.c_int64(out.shape[0]), ctypes.c_int64(out.shape[1]),
     )  # fmt: skip
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
