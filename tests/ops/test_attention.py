@@ -135,10 +135,12 @@ def test_native_attention_takes_scores_of_any_size(native_qkv):
         q *= 30
         q[::7] *= 1e4
     cu_seqlens = boundaries([100, 50])
-    ours, truth = (function(q, k, v, cu_seqlens, NO_WINDOW, None) for function in (attention, attention_reference))
+    ours = attention(q, k, v, cu_seqlens)
     assert bool(ours.isfinite().all())
-    is_exact = q.dtype == torch.float32
-    torch.testing.assert_close(ours, truth, rtol=1e-3 if is_exact else 0.05, atol=1e-3 if is_exact else 0.05)
+    # In bfloat16 the reference would round the scores themselves, by whole units where they are in the hundreds.
+    truth = attention_reference(q.float(), k.float(), v.float(), cu_seqlens)
+    tolerance = 1e-3 if q.dtype == torch.float32 else 0.02
+    torch.testing.assert_close(ours.float(), truth, rtol=tolerance, atol=tolerance)
 
 
 def test_native_attention_takes_heads_out_of_a_fused_projection(native_qkv):
