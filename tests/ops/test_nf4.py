@@ -131,3 +131,34 @@ def test_widths_that_are_multiples_of_16_only():
 def state_of(state, shape):
     state.shape = torch.Size(shape)
     return state
+
+
+needs_kernel = pytest.mark.skipif(four_bits.load_kernel("four_bits") is None, reason="needs a C++ compiler and AVX2")
+
+
+@needs_kernel
+@pytest.mark.parametrize(("quant_type", "double"), [("nf4", True), ("nf4", False), ("fp4", True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(48, 1024), (7, 64), (5, 192)])
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+def test_few_rows_are_multiplied_by_what_would_be_written(num_rows, shape, dtype, quant_type, double):
+    weight = random_weight(shape, dtype)
+    packed, scales = nf4.quantize(weight, quant_type, double_quant=double)
+    written = nf4.dequantize_reference(packed, scales.float(), shape, dtype, quant_type)
+    x = random_weight((num_rows, shape[1]), dtype, seed=1)
+    found = nf4.multiply(x, packed, scales, shape[0], quant_type)
+    if found is None:
+        assert dtype == torch.bfloat16, "only a CPU without products in bfloat16 may leave them to the slower way"
+        pytest.skip("needs AVX512_BF16")
+    assert found.dtype == dtype
+    expected = x.double() @ written.double().t()
+    rounding = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=rounding * expected.abs().mean().item())
+
+
+def test_what_the_products_of_few_rows_do_not_take():
+    packed, scales = nf4.quantize(random_weight((9, 128), torch.float32))
+    assert nf4.multiply(torch.ones(9, 128), packed, scales, 9) is None, "so many rows are faster the other way"
+    assert nf4.multiply(torch.ones(1, 128, dtype=torch.float16), packed, scales, 9) is None
+    packed, scales = nf4.quantize(random_weight((8, 96), torch.float32))
+    assert nf4.multiply(torch.ones(1, 96), packed, scales, 8) is None, "blocks span rows"

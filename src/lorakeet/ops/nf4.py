@@ -183,10 +183,7 @@ def dequantize_into(
     assert packed.is_contiguous()
     assert out.is_contiguous()
     if four_bits.can_dequantize(out):
-        nested = scales.nested_absmax, scales.nested_offset
-        four_bits.dequantize_into(
-            out, packed, code_table(quant_type), first_block, scales.absmax.contiguous(), dynamic_map(), *nested
-        )
+        four_bits.dequantize_into(out, packed, code_table(quant_type), first_block, *_for_kernel(scales))
         return
     absmax = scales.float(first_block, first_block + num_blocks)
     if not can_compile():
@@ -195,6 +192,23 @@ def dequantize_into(
         _bf16_pairs(packed, absmax, out.view(torch.int32), quant_type)
     else:
         _pairs(packed, absmax, out.unflatten(-1, (-1, 2)), quant_type)
+
+
+def multiply(
+    x_TI: Tensor, packed: Tensor, scales: Scales, out_features: int, quant_type: str = "nf4", blocksize: int = BLOCKSIZE
+) -> Tensor | None:
+    """Compute `x Wᵀ`, (T, O), where T is so small that unpacking W first would cost more; None where it is not.
+
+    The products are those with the dequantised weight, their sums are in float32, in an order of their own.
+    """
+    if not four_bits.can_multiply(x_TI, blocksize):
+        return None
+    code = code_table(quant_type)
+    return four_bits.multiply(x_TI, packed, code, out_features, blocksize, *_for_kernel(scales))
+
+
+def _for_kernel(scales: Scales) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return scales.absmax.contiguous(), dynamic_map(), scales.nested_absmax, scales.nested_offset
 
 
 @compiled

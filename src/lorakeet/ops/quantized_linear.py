@@ -4,7 +4,7 @@ data in: activations, a quantised weight → out: activations, as if the weight 
 pass dequantises again: the 16-bit weight lives in one buffer that every layer writes anew. The weight gets no gradient.
 
 On a CPU the forward pass dequantises some rows, multiplies by them while they are in the cache, and takes the next
-ones. On CUDA bitsandbytes dequantises. The activations stay 16-bit, in 8-bit layers too, so that there are no outliers
+ones; a generated token is multiplied by weights that are never written at all. On CUDA bitsandbytes dequantises. The activations stay 16-bit, in 8-bit layers too, so that there are no outliers
 to take apart as LLM.int8() must.
 
 Legend: T tokens (any leading axes), I input width, O output width.
@@ -72,6 +72,10 @@ def linear_4bit_op(
         weight_OI = _weight_4bit(x_TI, packed, scales, (out_features, in_features), quant_type, blocksize)
         return F.linear(x_TI, weight_OI, bias_O)
     rows_x = x_TI.reshape(-1, in_features)
+    if bias_O is None:
+        product = nf4.multiply(rows_x, packed, scales, out_features, quant_type, blocksize)
+        if product is not None:
+            return product.view(*x_TI.shape[:-1], out_features)
     result = x_TI.new_empty(*x_TI.shape[:-1], out_features)
     out = result.view(-1, out_features)
     blocks, blocks_a_row = packed.view(-1, blocksize // 2), in_features // blocksize

@@ -19,7 +19,9 @@ extern "C" int lorakeet_is_supported() { return 0; }
 #include <cstring>
 #include <vector>
 
-#include "documents.h"
+using element = uint16_t;
+
+#include "attention.h"
 
 namespace {
 
@@ -124,19 +126,13 @@ void transpose16(word *to, int ldt, const word *from, int ldf, int rows) {
 
 // --- Tokens of one head ----------------------------------------------------------------------------------------------
 
-// The rows of one head in a (tokens, heads, width) tensor.
-struct Rows {
-    uint16_t *data;
-    int64_t stride;
-    uint16_t *at(int token) const { return data + token * stride; }
-    const word *words(int token) const { return (const word *)at(token); }
-};
+inline const word *words(const Rows &rows, int token) { return (const word *)rows.at(token); }
 
 // rows [tokens][E/2] -> columns of the transpose [E/2][BLOCK], zero beyond the block
 void pack_transposed(word *to, const Rows &rows, const Block &block, int E) {
     for (int i = 0; i < BLOCK; i += 16)
         for (int e = 0; e < E / 2; e += 16)
-            transpose16(to + e * BLOCK + i, BLOCK, rows.words(block.token) + i * (rows.stride / 2) + e, rows.stride / 2,
+            transpose16(to + e * BLOCK + i, BLOCK, words(rows, block.token) + i * (rows.stride / 2) + e, rows.stride / 2,
                         std::clamp(block.size - i, 0, 16));
 }
 
@@ -153,12 +149,6 @@ void pack_columns(word *to, const Rows &rows, const Block &block, int E) {
 }
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
-
-struct Head {
-    Rows q, k, v, out;
-    float *lse;  // of each token: log2 of the sum of 2^score, scores counted in units of ln 2
-    float scale;
-};
 
 // Turn the scores of some queries into probabilities relative to the running maximum, and bring what was summed up
 // under an earlier maximum to the new one; `total` has a sum for each of 16 lanes. ALL: every query sees every key.
@@ -209,7 +199,7 @@ void forward_head(const Problem &p, const std::vector<Block> &blocks, const Head
         std::fill_n(out, BLOCK * E, 0.0f);
         for (size_t b = 0; b <= i; b++) {
             if (!p.is_visible(queries, blocks[b])) continue;
-            product<false>(scores, BLOCK, head.q.words(queries.token), head.q.stride / 2, keys + b * size, BLOCK,
+            product<false>(scores, BLOCK, words(head.q, queries.token), head.q.stride / 2, keys + b * size, BLOCK,
                            queries.size, blocks[b].size, E / 2);
             const auto softmax = p.is_all_visible(queries, blocks[b]) ? online_softmax<true> : online_softmax<false>;
             softmax(p, queries, blocks[b], head.scale, scores, probs, most, total, out);
@@ -227,11 +217,6 @@ void forward_head(const Problem &p, const std::vector<Block> &blocks, const Head
 }
 
 // --- Backward --------------------------------------------------------------------------------------------------------
-
-struct HeadGrad {
-    Rows out, q;    // the gradient of the output, and of the queries
-    float *k, *v;   // (T, E) of this query head
-};
 
 // What is read of one block of queries, over and over.
 struct Queries {
@@ -317,9 +302,9 @@ void backward_head(const Problem &p, const std::vector<Block> &blocks, const Hea
             const Block &queries = blocks[i];
             if (!p.is_visible(queries, keys)) continue;
             const int pairs = (queries.size + 1) / 2;
-            product<false>(scores, BLOCK, head.k.words(keys.token), head.k.stride / 2, q_transposed + i * size, BLOCK,
+            product<false>(scores, BLOCK, words(head.k, keys.token), head.k.stride / 2, q_transposed + i * size, BLOCK,
                            keys.size, queries.size, E / 2);
-            product<false>(dprobs, BLOCK, head.v.words(keys.token), head.v.stride / 2, grad_transposed + i * size, BLOCK,
+            product<false>(dprobs, BLOCK, words(head.v, keys.token), head.v.stride / 2, grad_transposed + i * size, BLOCK,
                            keys.size, queries.size, E / 2);
             const auto differentiate = p.is_all_visible(queries, keys) ? score_gradients<true> : score_gradients<false>;
             differentiate(p, queries, keys, scores, dprobs, head.lse + queries.token, delta + i * BLOCK, head.scale, probs,
@@ -341,7 +326,6 @@ void backward_head(const Problem &p, const std::vector<Block> &blocks, const Hea
             }
 }
 
-// Sum the gradients of the query heads that share a key head.
 void sum_groups(const Problem &p, const float *per_head, uint16_t *grad) {
     const int groups = p.H / p.K;
 #pragma omp parallel for
@@ -356,44 +340,5 @@ void sum_groups(const Problem &p, const float *per_head, uint16_t *grad) {
 }
 
 }  // namespace
-
-extern "C" int lorakeet_is_supported() { return 1; }
-
-// q, k, v: bf16 (T, heads, E) whose tokens are `*_stride` elements apart; out (T, H, E) and lse (H, T) are written.
-extern "C" void lorakeet_attention_forward(uint16_t *q, uint16_t *k, uint16_t *v, uint16_t *out, float *lse, int64_t q_stride,
-                                           int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                           const int *borders, const int *parents, int num_segments) {
-    const Problem p(T, H, K, E, window, borders, parents, num_segments);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (size_t tree = 0; tree < p.trees.size(); tree++)
-        for (int h = 0; h < H; h++) {
-            const int kv = h / (H / K);
-            forward_head(p, p.trees[tree],
-                         {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                          lse + (int64_t)h * T, 1 / std::sqrt((float)E)});
-        }
-}
-
-// The same tensors and the gradient of `out`; dq (T, H, E), dk and dv (T, K, E) are written, and `per_head`, room for
-// 2 H T E floats.
-extern "C" void lorakeet_attention_backward(uint16_t *q, uint16_t *k, uint16_t *v, uint16_t *out, float *lse, int64_t q_stride,
-                                            int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                            const int *borders, const int *parents, int num_segments, uint16_t *grad,
-                                            uint16_t *dq, uint16_t *dk, uint16_t *dv, float *per_head) {
-    const Problem p(T, H, K, E, window, borders, parents, num_segments);
-    float *dk_heads = per_head, *dv_heads = per_head + (int64_t)H * T * E;
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (size_t tree = 0; tree < p.trees.size(); tree++)
-        for (int h = 0; h < H; h++) {
-            const int kv = h / (H / K);
-            backward_head(p, p.trees[tree],
-                          {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                           lse + (int64_t)h * T, 1 / std::sqrt((float)E)},
-                          {{grad + h * E, H * E}, {dq + h * E, H * E}, dk_heads + (int64_t)h * T * E,
-                           dv_heads + (int64_t)h * T * E});
-        }
-    sum_groups(p, dk_heads, dk);
-    sum_groups(p, dv_heads, dv);
-}
 
 #endif

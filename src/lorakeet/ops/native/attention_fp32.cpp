@@ -11,7 +11,9 @@ extern "C" int lorakeet_is_supported() { return 0; }
 #include <cmath>
 #include <vector>
 
-#include "documents.h"
+using element = float;
+
+#include "attention.h"
 
 namespace {
 
@@ -100,13 +102,6 @@ inline I lanes(int j, int first, int end) {
     return (index >= first) & (index < end);
 }
 
-// The rows of one head in a (tokens, heads, width) tensor.
-struct Rows {
-    float *data;
-    int64_t stride;
-    float *at(int token) const { return data + token * stride; }
-};
-
 // rows [tokens][E] -> [E][BLOCK], zero beyond the block
 void transpose(float *to, const Rows &rows, const Block &block, int E) {
     for (int e = 0; e < E; e++) {
@@ -127,12 +122,6 @@ struct Seen {
 };
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
-
-struct Head {
-    Rows q, k, v, out;
-    float *lse;  // of each token: log2 of the sum of 2^score, scores counted in units of ln 2
-    float scale;
-};
 
 // Turn the scores of some queries into probabilities relative to the running maximum, and bring what was summed up
 // under an earlier maximum to the new one.
@@ -192,11 +181,6 @@ void forward_head(const Problem &p, const std::vector<Block> &blocks, const Head
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-struct HeadGrad {
-    Rows out, q;   // the gradient of the output, and of the queries
-    float *k, *v;  // (T, E) of this query head
-};
-
 // Scores and the gradient of the probabilities -> probabilities, and the gradient of the scores.
 void score_gradients(const Problem &p, const Block &queries, const Block &keys, float *scores, float *dprobs,
                      const float *lse, const float *delta, float scale) {
@@ -251,7 +235,6 @@ void backward_head(const Problem &p, const std::vector<Block> &blocks, const Hea
     }
 }
 
-// Sum the gradients of the query heads that share a key head.
 void sum_groups(const Problem &p, const float *per_head, float *grad) {
     const int groups = p.H / p.K;
 #pragma omp parallel for
@@ -265,44 +248,5 @@ void sum_groups(const Problem &p, const float *per_head, float *grad) {
 }
 
 }  // namespace
-
-extern "C" int lorakeet_is_supported() { return 1; }
-
-// q, k, v: fp32 (T, heads, E) whose tokens are `*_stride` elements apart; out (T, H, E) and lse (H, T) are written.
-extern "C" void lorakeet_attention_forward(float *q, float *k, float *v, float *out, float *lse, int64_t q_stride,
-                                           int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                           const int *borders, const int *parents, int num_segments) {
-    const Problem p(T, H, K, E, window, borders, parents, num_segments);
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (size_t tree = 0; tree < p.trees.size(); tree++)
-        for (int h = 0; h < H; h++) {
-            const int kv = h / (H / K);
-            forward_head(p, p.trees[tree],
-                         {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                          lse + (int64_t)h * T, 1 / std::sqrt((float)E)});
-        }
-}
-
-// The same tensors and the gradient of `out`; dq (T, H, E), dk and dv (T, K, E) are written, and `per_head`, room for
-// 2 H T E floats.
-extern "C" void lorakeet_attention_backward(float *q, float *k, float *v, float *out, float *lse, int64_t q_stride,
-                                            int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                            const int *borders, const int *parents, int num_segments, float *grad,
-                                            float *dq, float *dk, float *dv, float *per_head) {
-    const Problem p(T, H, K, E, window, borders, parents, num_segments);
-    float *dk_heads = per_head, *dv_heads = per_head + (int64_t)H * T * E;
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (size_t tree = 0; tree < p.trees.size(); tree++)
-        for (int h = 0; h < H; h++) {
-            const int kv = h / (H / K);
-            backward_head(p, p.trees[tree],
-                          {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                           lse + (int64_t)h * T, 1 / std::sqrt((float)E)},
-                          {{grad + h * E, H * E}, {dq + h * E, H * E}, dk_heads + (int64_t)h * T * E,
-                           dv_heads + (int64_t)h * T * E});
-        }
-    sum_groups(p, dk_heads, dk);
-    sum_groups(p, dv_heads, dv);
-}
 
 #endif

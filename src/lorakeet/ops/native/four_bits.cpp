@@ -1,11 +1,12 @@
-// Four-bit weights back to bfloat16 or float32. Called by ops/nf4.py, which says what is computed; its
-// dequantize_reference is the truth that the tests hold this file against, to the bit.
+// Four-bit weights back to bfloat16 or float32, and products of a few rows with them. Called by ops/nf4.py, which says
+// what is computed; its dequantize_reference is the truth that the tests hold this file against, to the bit where weights
+// are written.
 //
 // A block of weights has one scale, so its weights are among 16 numbers: those are computed and rounded once a block,
 // and every weight is looked up among them. A vector unit looks 32 up at a time.
 #include <cstdint>
 
-#if !defined(__AVX2__)
+#if !defined(__AVX2__) || !defined(__FMA__)
 extern "C" int lorakeet_is_supported() { return 0; }
 #else
 
@@ -153,11 +154,91 @@ void dequantize(typename To::number *out, const uint8_t *packed, const float *co
     }
 }
 
+// --- Products of a few rows: a generated token needs every weight once, so none is written -------------------------------
+
+constexpr int FEW_ROWS = 8;
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+
+// A sum of products, of a chunk's weights at a time: in float32 from bf16 pairs.
+struct SumOfBf16 {
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+
+    void add(const uint16_t *weights, const uint16_t *x) {
+        even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_loadu_si512(weights), (__m512bh)_mm512_loadu_si512(x));
+        odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_loadu_si512(weights + 32), (__m512bh)_mm512_loadu_si512(x + 32));
+    }
+    uint16_t total() const {
+        return _mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set1_ps(_mm512_reduce_add_ps(_mm512_add_ps(even, odd)))), 0);
+    }
+};
+
+#endif
+
+struct SumOfFloats {
+    static constexpr int LANES = 8;
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+
+    void add(const float *weights, const float *x) {
+        for (int i = 0; i < CHUNK; i += LANES) {
+            __m256 &sum = sums[i / LANES % 4];
+            sum = _mm256_fmadd_ps(_mm256_loadu_ps(weights + i), _mm256_loadu_ps(x + i), sum);
+        }
+    }
+    float total() const {
+        const __m256 eight = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+};
+
+// out[T][O] = x[T][I] times the transpose of the weights [O][I]
+template <class To, class Sum>
+void multiply(typename To::number *out, const typename To::number *x, const uint8_t *packed, const float *code,
+              const Scales &scales, int T, int64_t O, int64_t I, int64_t blocksize) {
+#pragma omp parallel for schedule(static)
+    for (int64_t o = 0; o < O; o++) {
+        Sum sums[FEW_ROWS];
+        for (int64_t i = 0; i < I; i += blocksize) {
+            const To to(code, scales.of((o * I + i) / blocksize));
+            for (int64_t at = i; at < i + blocksize; at += CHUNK) {
+                typename To::number weights[CHUNK];
+                to.chunk(packed + (o * I + at) / 2, weights);
+                for (int t = 0; t < T; t++) sums[t].add(weights, x + t * I + at);
+            }
+        }
+        for (int t = 0; t < T; t++) out[t * O + o] = sums[t].total();
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
 int lorakeet_is_supported() { return 1; }
+
+// The most rows that `lorakeet_multiply` takes of a type; 0 where this CPU has no products of it.
+int lorakeet_most_rows(int is_bf16) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+    return FEW_ROWS;
+#else
+    return is_bf16 ? 0 : FEW_ROWS;
+#endif
+}
+
+// out (T, O) = x (T, I) times the transpose of the weights (O, I), whose blocks lie within rows; the rest as below.
+void lorakeet_multiply(void *out, const void *x, int is_bf16, const uint8_t *packed, const float *code,
+                       const float *absmax, const uint8_t *indices, const float *table, const float *nested_absmax,
+                       const float *offset, int T, int64_t O, int64_t I, int64_t blocksize) {
+    const Scales scales{absmax, indices, table, nested_absmax, offset};
+    if (!is_bf16)
+        multiply<ToFloat, SumOfFloats>((float *)out, (const float *)x, packed, code, scales, T, O, I, blocksize);
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+    else
+        multiply<ToBf16, SumOfBf16>((uint16_t *)out, (const uint16_t *)x, packed, code, scales, T, O, I, blocksize);
+#endif
+}
 
 // Writes the weights of `num_blocks` blocks, whose bytes begin at `packed`, to `out`; `first_block` is the number of
 // the first among the scales. `absmax` is null where the scales are quantised too. blocksize is a multiple of 64.

@@ -1,4 +1,4 @@
-"""The C++ kernel that turns four-bit weights into bfloat16 or float32 on the CPU (four_bits.cpp).
+"""The C++ kernel that unpacks four-bit weights on the CPU, or multiplies a few rows by them (four_bits.cpp).
 
 `ops/nf4.py` says what is computed and holds the reference.
 """
@@ -20,6 +20,14 @@ def can_dequantize(out: Tensor) -> bool:
     return is_fit and load_kernel("four_bits") is not None
 
 
+def can_multiply(x_TI: Tensor, blocksize: int) -> bool:
+    """Tell whether the kernel can multiply these rows, few enough, by weights whose blocks lie within rows."""
+    T, I = x_TI.shape
+    is_fit = x_TI.dtype in _DTYPES and x_TI.device.type == "cpu" and blocksize % _CHUNK == 0 and I % blocksize == 0
+    library = load_kernel("four_bits") if is_fit else None
+    return library is not None and T <= library.lorakeet_most_rows(int(x_TI.dtype == torch.bfloat16))
+
+
 def dequantize_into(
     out: Tensor, packed: Tensor, code: Tensor, first_block: int, absmax: Tensor, table: Tensor,
     nested_absmax: Tensor | None, nested_offset: Tensor | None,
@@ -28,12 +36,38 @@ def dequantize_into(
 
     `code` holds the 16 values, `table` the 256 that a quantised `absmax` chooses among; both float32.
     """
-    library = load_kernel("four_bits")
-    assert library is not None
-    is_nested = nested_absmax is not None
-    library.lorakeet_dequantize(
+    _library().lorakeet_dequantize(
         pointer(out), int(out.dtype == torch.bfloat16), pointer(packed), pointer(code),
-        pointer(None if is_nested else absmax), pointer(absmax if is_nested else None), pointer(table),
-        pointer(nested_absmax), pointer(nested_offset),
+        *_scales(absmax, table, nested_absmax, nested_offset),
         ctypes.c_int64(first_block), ctypes.c_int64(out.shape[0]), ctypes.c_int64(out.shape[1]),
     )  # fmt: skip
+
+
+def multiply(
+    x_TI: Tensor, packed: Tensor, code: Tensor, out_features: int, blocksize: int, absmax: Tensor, table: Tensor,
+    nested_absmax: Tensor | None, nested_offset: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Compute `x Wᵀ`, (T, O), without writing W; the arguments are those of `nf4.multiply`, and the two tables."""
+    T, I = x_TI.shape
+    out = x_TI.new_empty(T, out_features)
+    _library().lorakeet_multiply(
+        pointer(out), pointer(x_TI.contiguous()), int(out.dtype == torch.bfloat16), pointer(packed), pointer(code),
+        *_scales(absmax, table, nested_absmax, nested_offset),
+        T, ctypes.c_int64(out_features), ctypes.c_int64(I), ctypes.c_int64(blocksize),
+    )  # fmt: skip
+    return out
+
+
+def _library() -> ctypes.CDLL:
+    library = load_kernel("four_bits")
+    assert library is not None
+    return library
+
+
+def _scales(
+    absmax: Tensor, table: Tensor, nested_absmax: Tensor | None, nested_offset: Tensor | None
+) -> tuple[ctypes.c_void_p, ...]:
+    """Give the scales as the kernel takes them."""
+    is_nested = nested_absmax is not None
+    plain, indices = (None, absmax) if is_nested else (absmax, None)
+    return tuple(pointer(tensor) for tensor in (plain, indices, table, nested_absmax, nested_offset))
