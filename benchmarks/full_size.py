@@ -27,9 +27,13 @@ from lorakeet.models.config import Phi3Config
 from lorakeet.ops.hardware import best_dtype
 
 ROW = 512
-LEARNED_FROM = ROW // 8
+LEARNED_SHARE = 7 / 8
 LR = 2e-4
 Step = Callable[[torch.Tensor], float]
+
+
+def _first_learned() -> int:
+    return round(ROW * (1 - LEARNED_SHARE))
 
 
 def lorakeet(directory: Path, options: argparse.Namespace) -> Step:
@@ -60,7 +64,7 @@ def lorakeet(directory: Path, options: argparse.Namespace) -> Step:
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=LR))
 
     def step(rows: torch.Tensor) -> float:
-        examples = [Example(row.tolist(), ((LEARNED_FROM, ROW),), f"row {i}") for i, row in enumerate(rows)]
+        examples = [Example(row.tolist(), ((_first_learned(), ROW),), f"row {i}") for i, row in enumerate(rows)]
         size = -(-len(examples) // options.passes)
         batches = [pack_for(model, examples[at : at + size]) for at in range(0, len(examples), size)]
         return train_step(model, batches, optimizer, 1.0).loss
@@ -91,7 +95,7 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
         total = 0.0
         for part in rows.chunk(options.passes):
             labels = part.clone()
-            labels[:, :LEARNED_FROM] = -100
+            labels[:, : _first_learned()] = -100
             loss = model(input_ids=part, labels=labels, use_cache=False).loss * len(part) / len(rows)
             loss.backward()
             total += loss.item()
@@ -105,15 +109,15 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
 
 def train(options: argparse.Namespace) -> Iterator[dict]:
     """Train; give what each step took, then a summary."""
-    roofline = roofline_tokens_per_second(
-        Phi3Config.from_directory(options.model), options.tokens // options.passes, 1 - LEARNED_FROM / ROW
-    )
+    config = Phi3Config.from_directory(options.model)
+    roofline = roofline_tokens_per_second(config, options.tokens // options.passes, LEARNED_SHARE)
     torch.manual_seed(0)
     start = time.perf_counter()
     step = {"lorakeet": lorakeet, "peft": peft}[options.system](options.model, options)
     loading = time.perf_counter() - start
     yield {"loading_s": round(loading, 1), "peak_memory_bytes": peak_memory()}
-    rows = torch.randint(3, 32000, (options.steps, options.tokens // ROW, ROW), generator=torch.manual_seed(0))
+    shape = options.steps, options.tokens // ROW, ROW
+    rows = torch.randint(3, min(32000, config.vocab_size), shape, generator=torch.Generator().manual_seed(0))
     seconds, losses = [], []
     for part in rows:
         start = time.perf_counter()

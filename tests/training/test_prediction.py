@@ -9,7 +9,7 @@ import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
-from lorakeet.training import outlook
+from lorakeet.training import outlook, prediction
 from lorakeet.training.memory import peak_during, peak_memory_bytes
 from lorakeet.training.metrics import Reporters
 from lorakeet.training.outlook import Outlook
@@ -60,6 +60,15 @@ def test_shared_beginnings_count_once_and_long_documents_more_than_short_ones(ma
     whole_size, parts_size = _size(model, [whole]), _size(model, parts)
     assert whole_size.tokens == parts_size.tokens
     assert whole_size.work > parts_size.work
+
+
+@pytest.mark.parametrize(("free", "is_said"), [(0, True), (10**15, False), (None, False)])
+def test_more_than_is_free_is_said_before_the_run(make_model, examples, monkeypatch, caplog, free, is_said):
+    monkeypatch.setattr(prediction, "free_bytes", lambda: free)
+    monkeypatch.setattr(prediction, "product_bytes_to_come", lambda *args, **options: 10**12)
+    predict(Trainer(make_model(), settings(), examples))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * is_said
+    assert not is_said or "halve per_device_train_batch_size" in caplog.text
 
 
 def measured(tokens, work, seconds, peak):

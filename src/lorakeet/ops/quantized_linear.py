@@ -4,8 +4,8 @@ data in: activations, a quantised weight → out: activations, as if the weight 
 pass dequantises again: the 16-bit weight lives in one buffer that every layer writes anew. The weight gets no gradient.
 
 On a CPU the forward pass dequantises some rows, multiplies by them while they are in the cache, and takes the next
-ones; a generated token is multiplied by weights that are never written at all. On CUDA bitsandbytes dequantises. The activations stay 16-bit, in 8-bit layers too, so that there are no outliers
-to take apart as LLM.int8() must.
+ones; a generated token is multiplied by weights that are never written at all. On CUDA bitsandbytes dequantises. The
+activations stay 16-bit, in 8-bit layers too, so that there are no outliers to take apart as LLM.int8() must.
 
 Legend: T tokens (any leading axes), I input width, O output width.
 """

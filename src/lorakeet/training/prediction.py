@@ -10,6 +10,7 @@ the optimizer's moments, and the code of products of other sizes.
 """
 
 import heapq
+import logging
 import math
 import statistics
 import time
@@ -24,9 +25,11 @@ from lorakeet.data.conversation import Example
 from lorakeet.data.loader import iterate_steps
 from lorakeet.loss import pack_for
 from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.ops.memory import product_bytes_to_come
+from lorakeet.ops.memory import free_bytes, product_bytes_to_come
 from lorakeet.training.memory import peak_during, peak_memory_bytes
 from lorakeet.training.trainer import Trainer, train_step
+
+logger = logging.getLogger(__name__)
 
 SAMPLED = 256
 """Passes of an epoch that are looked at; the mean of so many is known well enough."""
@@ -98,6 +101,7 @@ def predict(trainer: Trainer) -> Prediction:
     if model.lm_head.weight.device.type == "cpu":
         num_sizes = len({size.tokens for size in sampled})
         peak += product_bytes_to_come(model.lm_head.weight.dtype, num_sizes, num_met=2)
+        _warn_of_shortage(int(peak))
     return Prediction(
         training_seconds=train_s,
         evaluation_seconds=evaluations * evaluation_s,
@@ -105,6 +109,18 @@ def predict(trainer: Trainer) -> Prediction:
         # Loading and compiling have had their own peaks by now.
         peak_memory_bytes=int(max(peak_memory_bytes(), peak)),
     )
+
+
+def _warn_of_shortage(peak: int) -> None:
+    """Say so before the kernel ends the process without a word."""
+    to_come, free = peak - peak_memory_bytes(), free_bytes()
+    if free is not None and to_come > free:
+        logger.warning(
+            "Training is predicted to take %.1f GB more than now, and %.1f GB are free. Smaller passes give the same "
+            "gradient: halve per_device_train_batch_size and double gradient_accumulation_steps. Or set "
+            "gradient_checkpointing: true, or full.",
+            to_come / 1e9, free / 1e9,
+        )  # fmt: skip
 
 
 def _passes(trainer: Trainer, num_steps: int) -> Iterator[list[Example]]:

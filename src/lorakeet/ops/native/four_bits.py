@@ -22,10 +22,11 @@ def can_dequantize(out: Tensor) -> bool:
 
 def can_multiply(x_TI: Tensor, blocksize: int) -> bool:
     """Tell whether the kernel can multiply these rows, few enough, by weights whose blocks lie within rows."""
-    T, I = x_TI.shape
-    is_fit = x_TI.dtype in _DTYPES and x_TI.device.type == "cpu" and blocksize % _CHUNK == 0 and I % blocksize == 0
+    num_rows, in_features = x_TI.shape
+    has_whole_blocks = blocksize % _CHUNK == 0 and in_features % blocksize == 0
+    is_fit = x_TI.dtype in _DTYPES and x_TI.device.type == "cpu" and has_whole_blocks
     library = load_kernel("four_bits") if is_fit else None
-    return library is not None and T <= library.lorakeet_most_rows(int(x_TI.dtype == torch.bfloat16))
+    return library is not None and library.lorakeet_most_rows(x_TI.dtype == torch.bfloat16) >= num_rows
 
 
 def dequantize_into(
@@ -48,12 +49,12 @@ def multiply(
     nested_absmax: Tensor | None, nested_offset: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Compute `x Wᵀ`, (T, O), without writing W; the arguments are those of `nf4.multiply`, and the two tables."""
-    T, I = x_TI.shape
-    out = x_TI.new_empty(T, out_features)
+    num_rows, in_features = x_TI.shape
+    out = x_TI.new_empty(num_rows, out_features)
     _library().lorakeet_multiply(
         pointer(out), pointer(x_TI.contiguous()), int(out.dtype == torch.bfloat16), pointer(packed), pointer(code),
         *_scales(absmax, table, nested_absmax, nested_offset),
-        T, ctypes.c_int64(out_features), ctypes.c_int64(I), ctypes.c_int64(blocksize),
+        num_rows, ctypes.c_int64(out_features), ctypes.c_int64(in_features), ctypes.c_int64(blocksize),
     )  # fmt: skip
     return out
 
