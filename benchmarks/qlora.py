@@ -61,6 +61,8 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
         "gemm_forward": lambda: torch.nn.functional.linear(x, weight),
         "gemm_backward": lambda: grad @ weight,
         "layer_forward": lambda: layer(x),
+        "one_token": lambda: layer(x[:1]),
+        "one_token_16bit": lambda: torch.nn.functional.linear(x[:1], weight),
     }
     return {key: round(best_seconds(run) / weight.numel() * 1e9, 4) for key, run in timed.items()}
 

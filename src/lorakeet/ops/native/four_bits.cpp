@@ -194,22 +194,32 @@ struct SumOfFloats {
 };
 
 // out[T][O] = x[T][I] times the transpose of the weights [O][I]
-template <class To, class Sum>
-void multiply(typename To::number *out, const typename To::number *x, const uint8_t *packed, const float *code,
-              const Scales &scales, int T, int64_t O, int64_t I, int64_t blocksize) {
+template <class To, class Sum, int T>
+void multiply_rows(typename To::number *out, const typename To::number *x, const uint8_t *packed, const float *code,
+                   const Scales &scales, int64_t O, int64_t I, int64_t blocksize) {
 #pragma omp parallel for schedule(static)
     for (int64_t o = 0; o < O; o++) {
-        Sum sums[FEW_ROWS];
+        Sum sums[T];
         for (int64_t i = 0; i < I; i += blocksize) {
             const To to(code, scales.of((o * I + i) / blocksize));
             for (int64_t at = i; at < i + blocksize; at += CHUNK) {
                 typename To::number weights[CHUNK];
                 to.chunk(packed + (o * I + at) / 2, weights);
+#pragma GCC unroll 8
                 for (int t = 0; t < T; t++) sums[t].add(weights, x + t * I + at);
             }
         }
         for (int t = 0; t < T; t++) out[t * O + o] = sums[t].total();
     }
+}
+
+// A number of rows known to the compiler keeps their sums in registers.
+template <class To, class Sum, int T = FEW_ROWS, class... Rest>
+void multiply(int rows, typename To::number *out, const typename To::number *x, Rest... rest) {
+    if (rows == T)
+        multiply_rows<To, Sum, T>(out, x, rest...);
+    else if constexpr (T > 1)
+        multiply<To, Sum, T - 1>(rows, out, x, rest...);
 }
 
 }  // namespace
@@ -233,10 +243,10 @@ void lorakeet_multiply(void *out, const void *x, int is_bf16, const uint8_t *pac
                        const float *offset, int T, int64_t O, int64_t I, int64_t blocksize) {
     const Scales scales{absmax, indices, table, nested_absmax, offset};
     if (!is_bf16)
-        multiply<ToFloat, SumOfFloats>((float *)out, (const float *)x, packed, code, scales, T, O, I, blocksize);
+        multiply<ToFloat, SumOfFloats>(T, (float *)out, (const float *)x, packed, code, scales, O, I, blocksize);
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
     else
-        multiply<ToBf16, SumOfBf16>((uint16_t *)out, (const uint16_t *)x, packed, code, scales, T, O, I, blocksize);
+        multiply<ToBf16, SumOfBf16>(T, (uint16_t *)out, (const uint16_t *)x, packed, code, scales, O, I, blocksize);
 #endif
 }
 
