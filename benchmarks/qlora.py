@@ -1,7 +1,7 @@
 """QLoRA: what dequantising costs, and what four bits cost the demo's task, as JSON lines.
 
 usage: python -m benchmarks.qlora dequantize
-       python -m benchmarks.qlora demo RUN_DIR [--bits 4] [--init true|loftq] [--seed 42]
+       python -m benchmarks.qlora demo RUN_DIR [--bits 4] [--init true|loftq] [--r 16] [--seed 42]
 
 `dequantize` times our dequantisation and bitsandbytes' for the layers of Phi-3-mini, and, in the same run, copying
 and writing as many bytes: what the memory allows.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 
+from lorakeet.embedded import toolcalls
 from lorakeet.ops.hardware import best_dtype
 
 ROW = 512
@@ -70,7 +71,6 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
 def demo(options: argparse.Namespace) -> None:
     """Train the demo's task, and print its score."""
     from lorakeet import api
-    from lorakeet.embedded import toolcalls
     from lorakeet.embedded.scoring import score
     from lorakeet.evaluation.generation import generate_answers, mean_scores
 
@@ -78,7 +78,7 @@ def demo(options: argparse.Namespace) -> None:
     run = api.train(
         "demo", "demo",
         training_config={**toolcalls.RECIPE, "output_dir": options.run_dir, "seed": options.seed},
-        peft_config={**toolcalls.PEFT_RECIPE, "init_lora_weights": initial},
+        peft_config={"r": options.r, "lora_alpha": 2 * options.r, "init_lora_weights": initial},
         quantization_config={"load_in_4bit": options.bits == 4},
     )  # fmt: skip
     loaded = run.load()
@@ -99,6 +99,7 @@ def main() -> None:
     of_demo.add_argument("run_dir")
     of_demo.add_argument("--bits", type=int, default=4, choices=[4, 16])
     of_demo.add_argument("--init", default="true", choices=["true", "loftq"])
+    of_demo.add_argument("--r", type=int, default=toolcalls.PEFT_RECIPE["r"], help="lora_alpha is twice that")
     of_demo.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     if options.command == "dequantize":
