@@ -146,19 +146,17 @@ def test_few_rows_are_multiplied_by_what_would_be_written(num_rows, shape, dtype
     packed, scales = nf4.quantize(weight, quant_type, double_quant=double)
     written = nf4.dequantize_reference(packed, scales.float(), shape, dtype, quant_type)
     x = random_weight((num_rows, shape[1]), dtype, seed=1)
-    found = nf4.multiply(x, packed, scales, shape[0], quant_type)
-    if found is None:
+    if not nf4.can_multiply(x, nf4.BLOCKSIZE):
         assert dtype == torch.bfloat16, "only a CPU without products in bfloat16 may leave them to the slower way"
         pytest.skip("needs AVX512_BF16")
-    assert found.dtype == dtype
+    found = torch.full((num_rows, shape[0]), torch.nan, dtype=dtype)
+    nf4.multiply_into(found, x, packed, scales, quant_type)
     expected = x.double() @ written.double().t()
     rounding = 1e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=rounding * expected.abs().mean().item())
 
 
 def test_what_the_products_of_few_rows_do_not_take():
-    packed, scales = nf4.quantize(random_weight((9, 128), torch.float32))
-    assert nf4.multiply(torch.ones(9, 128), packed, scales, 9) is None, "so many rows are faster the other way"
-    assert nf4.multiply(torch.ones(1, 128, dtype=torch.float16), packed, scales, 9) is None
-    packed, scales = nf4.quantize(random_weight((8, 96), torch.float32))
-    assert nf4.multiply(torch.ones(1, 96), packed, scales, 8) is None, "blocks span rows"
+    assert not nf4.can_multiply(torch.ones(9, 128), 64), "so many rows are faster the other way"
+    assert not nf4.can_multiply(torch.ones(1, 128, dtype=torch.float16), 64)
+    assert not nf4.can_multiply(torch.ones(1, 96), 64), "blocks span rows"

@@ -54,6 +54,18 @@ def test_block_by_block_equals_the_whole(monkeypatch, rows):
     torch.testing.assert_close(layer(x), F.linear(x, layer.dequantized()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_are_trained_on_like_many(dtype):
+    """Their product takes a way of its own, and an adapter is added to it in place."""
+    layer = Linear4bit.quantize(make((50, 128), dtype))
+    x = make((1, 3, 128), dtype, 1).requires_grad_()
+    out = layer(x)
+    out += 1
+    out.sum().backward()
+    torch.testing.assert_close(out, F.linear(x, layer.dequantized()) + 1)
+    assert torch.equal(x.grad, (torch.ones(1, 3, 50, dtype=dtype) @ layer.dequantized()))
+
+
 def test_layers_share_one_buffer_without_mixing():
     first, second = (Linear4bit.quantize(make((64, 64), torch.bfloat16, seed)) for seed in (1, 2))
     x = make((5, 64), torch.bfloat16, 3).requires_grad_()

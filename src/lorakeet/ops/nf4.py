@@ -194,17 +194,20 @@ def dequantize_into(
         _pairs(packed, absmax, out.unflatten(-1, (-1, 2)), quant_type)
 
 
-def multiply(
-    x_TI: Tensor, packed: Tensor, scales: Scales, out_features: int, quant_type: str = "nf4", blocksize: int = BLOCKSIZE
-) -> Tensor | None:
-    """Compute `x Wᵀ`, (T, O), where T is so small that unpacking W first would cost more; None where it is not.
+def can_multiply(x_TI: Tensor, blocksize: int) -> bool:
+    """Tell whether T is so small that unpacking the weight first would cost more than `multiply_into`."""
+    return four_bits.can_multiply(x_TI, blocksize)
+
+
+def multiply_into(
+    out_TO: Tensor, x_TI: Tensor, packed: Tensor, scales: Scales, quant_type: str = "nf4", blocksize: int = BLOCKSIZE
+) -> None:
+    """Write `x Wᵀ` to `out`, contiguous, without unpacking W.
 
     The products are those with the dequantised weight, their sums are in float32, in an order of their own.
     """
-    if not four_bits.can_multiply(x_TI, blocksize):
-        return None
-    code = code_table(quant_type)
-    return four_bits.multiply(x_TI, packed, code, out_features, blocksize, *_for_kernel(scales))
+    assert out_TO.is_contiguous()
+    four_bits.multiply_into(out_TO, x_TI, packed, code_table(quant_type), blocksize, *_for_kernel(scales))
 
 
 def _for_kernel(scales: Scales) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

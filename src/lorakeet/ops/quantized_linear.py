@@ -72,12 +72,11 @@ def linear_4bit_op(
         weight_OI = _weight_4bit(x_TI, packed, scales, (out_features, in_features), quant_type, blocksize)
         return F.linear(x_TI, weight_OI, bias_O)
     rows_x = x_TI.reshape(-1, in_features)
-    if bias_O is None:
-        product = nf4.multiply(rows_x, packed, scales, out_features, quant_type, blocksize)
-        if product is not None:
-            return product.view(*x_TI.shape[:-1], out_features)
     result = x_TI.new_empty(*x_TI.shape[:-1], out_features)
     out = result.view(-1, out_features)
+    if bias_O is None and nf4.can_multiply(rows_x, blocksize):
+        nf4.multiply_into(out, rows_x, packed, scales, quant_type, blocksize)
+        return result
     blocks, blocks_a_row = packed.view(-1, blocksize // 2), in_features // blocksize
     step = max(1, BLOCK_WEIGHTS // in_features)
     step -= step % _TILE if step > _TILE else 0

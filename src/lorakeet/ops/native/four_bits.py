@@ -44,19 +44,17 @@ def dequantize_into(
     )  # fmt: skip
 
 
-def multiply(
-    x_TI: Tensor, packed: Tensor, code: Tensor, out_features: int, blocksize: int, absmax: Tensor, table: Tensor,
+def multiply_into(
+    out_TO: Tensor, x_TI: Tensor, packed: Tensor, code: Tensor, blocksize: int, absmax: Tensor, table: Tensor,
     nested_absmax: Tensor | None, nested_offset: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Compute `x Wᵀ`, (T, O), without writing W; the arguments are those of `nf4.multiply`, and the two tables."""
-    num_rows, in_features = x_TI.shape
-    out = x_TI.new_empty(num_rows, out_features)
+) -> None:  # fmt: skip
+    """Write `x Wᵀ` to `out`; the arguments are those of `nf4.multiply_into`, and the two tables."""
+    (num_rows, in_features), x_TI = x_TI.shape, x_TI.contiguous()
     _library().lorakeet_multiply(
-        pointer(out), pointer(x_TI.contiguous()), int(out.dtype == torch.bfloat16), pointer(packed), pointer(code),
+        pointer(out_TO), pointer(x_TI), int(out_TO.dtype == torch.bfloat16), pointer(packed), pointer(code),
         *_scales(absmax, table, nested_absmax, nested_offset),
-        num_rows, ctypes.c_int64(out_features), ctypes.c_int64(in_features), ctypes.c_int64(blocksize),
+        num_rows, ctypes.c_int64(out_TO.shape[1]), ctypes.c_int64(in_features), ctypes.c_int64(blocksize),
     )  # fmt: skip
-    return out
 
 
 def _library() -> ctypes.CDLL:
