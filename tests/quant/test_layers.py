@@ -55,15 +55,16 @@ def test_block_by_block_equals_the_whole(monkeypatch, rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_few_rows_are_trained_on_like_many(dtype):
-    """Their product takes a way of its own, and an adapter is added to it in place."""
+def test_few_rows_are_exact_in_training_and_near_in_generation(dtype):
+    """Without gradients their product takes a way of its own, and an adapter is added to it in place."""
     layer = Linear4bit.quantize(make((50, 128), dtype))
-    x = make((1, 3, 128), dtype, 1).requires_grad_()
-    out = layer(x)
-    out += 1
-    out.sum().backward()
-    torch.testing.assert_close(out, F.linear(x, layer.dequantized()) + 1)
-    assert torch.equal(x.grad, (torch.ones(1, 3, 50, dtype=dtype) @ layer.dequantized()))
+    x = make((1, 3, 128), dtype, 1)
+    expected = F.linear(x, layer.dequantized())
+    assert torch.equal(layer(x), expected)
+    with torch.no_grad():
+        out = layer(x)
+        out += 1
+    torch.testing.assert_close(out, expected + 1)
 
 
 def test_layers_share_one_buffer_without_mixing():

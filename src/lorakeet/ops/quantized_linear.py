@@ -48,9 +48,13 @@ def linear_4bit(
     x_TI: Tensor, packed: Tensor, scales: nf4.Scales, bias_O: Tensor | None, out_features: int, quant_type: str,
     blocksize: int,
 ) -> Tensor:  # fmt: skip
-    """Compute `x Wᵀ + bias` with W of (out_features, I), whose gradient flows to x and bias alone."""
-    nested = scales.nested_absmax, scales.nested_offset
-    return linear_4bit_op(x_TI, packed, scales.absmax, *nested, bias_O, out_features, quant_type, blocksize)
+    """Compute `x Wᵀ + bias` with W of (out_features, I), whose gradient flows to x and bias alone.
+
+    Equal to the product with the dequantised weight to the bit, but for a few rows without gradients, as in generation,
+    whose sums may run in another order.
+    """
+    nested, is_exact = (scales.nested_absmax, scales.nested_offset), torch.is_grad_enabled()
+    return linear_4bit_op(x_TI, packed, scales.absmax, *nested, bias_O, out_features, quant_type, blocksize, is_exact)
 
 
 def dequantize_4bit(
@@ -64,7 +68,7 @@ def dequantize_4bit(
 @torch.library.custom_op("lorakeet::linear_4bit", mutates_args=(), device_types="cpu")
 def linear_4bit_op(
     x_TI: Tensor, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, nested_offset: Tensor | None,
-    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int,
+    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int, is_exact: bool,
 ) -> Tensor:  # fmt: skip
     in_features = x_TI.shape[-1]
     scales = nf4.Scales(absmax, nested_absmax, nested_offset)
@@ -74,7 +78,7 @@ def linear_4bit_op(
     rows_x = x_TI.reshape(-1, in_features)
     result = x_TI.new_empty(*x_TI.shape[:-1], out_features)
     out = result.view(-1, out_features)
-    if bias_O is None and nf4.can_multiply(rows_x, blocksize):
+    if not is_exact and bias_O is None and nf4.can_multiply(rows_x, blocksize):
         nf4.multiply_into(out, rows_x, packed, scales, quant_type, blocksize)
         return result
     blocks, blocks_a_row = packed.view(-1, blocksize // 2), in_features // blocksize
@@ -97,7 +101,7 @@ def linear_4bit_op(
 @linear_4bit_op.register_kernel("cuda")
 def _(
     x_TI: Tensor, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, nested_offset: Tensor | None,
-    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int,
+    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int, is_exact: bool,
 ) -> Tensor:  # fmt: skip
     from bitsandbytes.autograd._functions import matmul_4bit
 
@@ -110,7 +114,7 @@ def _(
 @linear_4bit_op.register_fake
 def _(
     x_TI: Tensor, packed: Tensor, absmax: Tensor, nested_absmax: Tensor | None, nested_offset: Tensor | None,
-    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int,
+    bias_O: Tensor | None, out_features: int, quant_type: str, blocksize: int, is_exact: bool,
 ) -> Tensor:  # fmt: skip
     return x_TI.new_empty(*x_TI.shape[:-1], out_features)
 
@@ -133,7 +137,7 @@ def _(
 
 
 def _save_4bit(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x_TI, packed, absmax, nested_absmax, nested_offset, _, _, quant_type, blocksize = inputs
+    x_TI, packed, absmax, nested_absmax, nested_offset, _, _, quant_type, blocksize, _ = inputs
     ctx.save_for_backward(packed, absmax, nested_absmax, nested_offset)
     ctx.rest = (x_TI.shape[-1], quant_type, blocksize)
 
@@ -141,7 +145,7 @@ def _save_4bit(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward_4bit(ctx: Any, grad_TO: Tensor) -> tuple:
     wants_x, wants_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
     grad_x = linear_4bit_backward(grad_TO.contiguous(), *ctx.saved_tensors, *ctx.rest) if wants_x else None
-    return grad_x, None, None, None, None, _bias_grad(grad_TO) if wants_bias else None, None, None, None
+    return grad_x, None, None, None, None, _bias_grad(grad_TO) if wants_bias else None, None, None, None, None
 
 
 linear_4bit_op.register_autograd(_backward_4bit, setup_context=_save_4bit)
