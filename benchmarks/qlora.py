@@ -40,6 +40,7 @@ def dequantize() -> None:
         print(json.dumps({"layer": name, "shape": shape, "ns_per_weight": nanoseconds(shape)}), flush=True)
 
 
+@torch.no_grad()
 def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
     """Time what can be done with one weight."""
     import bitsandbytes.functional as bnb
