@@ -13,8 +13,6 @@ To keep glibc from returning pages: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=42
 
 import argparse
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,13 +20,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.system import ALL_LINEAR, LR, peak_memory, peft_model
 from benchmarks.throughput import roofline_tokens_per_second
 from lorakeet.models.config import Phi3Config
 from lorakeet.ops.hardware import best_dtype
 
 ROW = 512
 LEARNED_SHARE = 7 / 8
-LR = 2e-4
 Step = Callable[[torch.Tensor], float]
 
 
@@ -74,19 +72,16 @@ def lorakeet(directory: Path, options: argparse.Namespace) -> Step:
 
 def peft(directory: Path, options: argparse.Namespace) -> Step:
     """Load transformers' model with PEFT's adapters; give a plain loop's step."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     dtype = best_dtype("cpu")
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    base = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, device_map="cpu", **({"quantization_config": four_bits} if options.bits == 4 else {})
-    )
-    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
-    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    model = peft_model(
+        directory, 16, ALL_LINEAR, dtype, quantization=four_bits if options.bits == 4 else None,
+        autocast_adapter_dtype=False,
+    )  # fmt: skip
     model.train()
     params = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)
@@ -135,11 +130,6 @@ def train(options: argparse.Namespace) -> Iterator[dict]:
         "peak_memory_bytes": peak_memory(),
         "losses": losses,
     }
-
-
-def peak_memory() -> int:
-    """Give the process's largest resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:

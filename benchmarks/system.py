@@ -141,13 +141,17 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
     return steps
 
 
-def peft_model(model_dir: Path, r: int, targets: list[str], dtype: torch.dtype, **options: object) -> torch.nn.Module:
-    """Load transformers' model and put PEFT's adapters on it."""
+def peft_model(
+    model_dir: Path, r: int, targets: list[str], dtype: torch.dtype, *, quantization: object = None, **options: object
+) -> torch.nn.Module:
+    """Load transformers' model, quantised where asked, and put PEFT's adapters on it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="sdpa")
+    # Quantised weights would go to a GPU by themselves.
+    quantized = {} if quantization is None else {"quantization_config": quantization, "device_map": "cpu"}
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="sdpa", **quantized)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(base, config, **options)
 
@@ -196,6 +200,11 @@ def _step(rows: list[Example], seconds: float, loss: float) -> dict:
     }
 
 
+def peak_memory() -> int:
+    """Give the process's largest resident memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def main() -> None:
     """Measure and print."""
     name, model_dir, rows, batch, r, targets = sys.argv[1:]
@@ -207,11 +216,10 @@ def main() -> None:
     timed = steps[WARM_UP - skipped :]
     seconds = sum(step["seconds"] for step in timed)
     tokens = sum(step["tokens"] for step in timed)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({
         "tokens_per_second": tokens / seconds,
         "supervised_tokens_per_second": sum(step["supervised"] for step in timed) / seconds,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(),
         "first_step_s": steps[0]["seconds"],
         # What the first step took beyond its tokens at the later pace is compiling, and loading of compiled code.
         "compile_s": max(0.0, steps[0]["seconds"] - steps[0]["tokens"] * seconds / tokens),

@@ -133,15 +133,13 @@ def state_of(state, shape):
     return state
 
 
-needs_kernel = pytest.mark.skipif(four_bits.load_kernel("four_bits") is None, reason="needs a C++ compiler and AVX2")
-
-
-@needs_kernel
 @pytest.mark.parametrize(("quant_type", "double"), [("nf4", True), ("nf4", False), ("fp4", True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(48, 1024), (7, 64), (5, 192)])
 @pytest.mark.parametrize("num_rows", [1, 3, 8])
 def test_few_rows_are_multiplied_by_what_would_be_written(num_rows, shape, dtype, quant_type, double):
+    if four_bits.load_kernel("four_bits") is None:
+        pytest.skip("needs a C++ compiler and AVX2")
     weight = random_weight(shape, dtype)
     packed, scales = nf4.quantize(weight, quant_type, double_quant=double)
     written = nf4.dequantize_reference(packed, scales.float(), shape, dtype, quant_type)
