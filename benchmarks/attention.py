@@ -12,18 +12,18 @@ from functools import partial
 
 import torch
 
-from lorakeet.ops import blockwise_attention
-from lorakeet.ops.attention import NO_WINDOW
-from lorakeet.ops.hardware import best_dtype
-from lorakeet.ops.memory import keep_freed_memory
-from lorakeet.ops.native import attention as native_attention
+from lorakeet.machine.hardware import best_dtype
+from lorakeet.machine.memory import keep_freed_memory
+from lorakeet.ops.attention import blockwise as blockwise_attention
+from lorakeet.ops.attention import native as native_attention
+from lorakeet.ops.attention.packed import NO_WINDOW
 
 LENGTHS = [[190] * 8, [512] * 8, [4096]]
 HEADS, KEY_HEADS, WIDTH = 9, 3, 64
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Give the median of nine calls, after three."""
+    """Return the median of nine calls, after three."""
     seconds = []
     for _ in range(12):
         start = time.perf_counter()

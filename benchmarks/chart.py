@@ -14,8 +14,7 @@ def bar_chart(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) 
     group_width = len(names) * _BAR + _GAP
     width, height = max(_LEFT + len(groups) * group_width + 20, 640), _TOP + _PLOT + 60
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        'font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         _text(_LEFT, 24, title, size=16),
     ]

@@ -21,7 +21,7 @@ SAVE_STEPS = 100
 _RUN = """
 import json, sys, time
 from lorakeet.cli import main
-from lorakeet.training import checkpoint
+from lorakeet.rundir import checkpoint
 save = checkpoint.save_checkpoint
 def timed(*given, **options):
     began = time.perf_counter()

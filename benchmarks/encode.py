@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from lorakeet.data.dataset import encode_rows, encode_stream
+from lorakeet.data.encode_all import encode_rows, encode_stream
 from lorakeet.data.read import read_conversations
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
 
 

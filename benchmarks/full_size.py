@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.system import ALL_LINEAR, LR, peak_memory, peft_model
 from benchmarks.throughput import roofline_tokens_per_second
-from lorakeet.models.config import Phi3Config
-from lorakeet.ops.hardware import best_dtype
+from lorakeet.machine.hardware import best_dtype
+from lorakeet.models.config import DecoderConfig
 
 ROW = 512
 LEARNED_SHARE = 7 / 8
@@ -39,13 +39,13 @@ def lorakeet(directory: Path, options: argparse.Namespace) -> Step:
     from lorakeet.config import LoraConfig, QuantizationConfig, TrainingConfig
     from lorakeet.data.conversation import Example
     from lorakeet.lora.inject import inject
-    from lorakeet.loss import pack_for
-    from lorakeet.models.quantized import load_quantized_model
+    from lorakeet.machine.memory import keep_few_products, keep_freed_memory
     from lorakeet.models.recompute import recompute_activations
     from lorakeet.models.weights import load_model
-    from lorakeet.ops.memory import keep_few_products, keep_freed_memory
-    from lorakeet.training.optim import build_optimizer
-    from lorakeet.training.trainer import train_step
+    from lorakeet.objectives.sft import pack_for
+    from lorakeet.quant.loading import load_quantized_model
+    from lorakeet.training.loop import train_step
+    from lorakeet.training.optimizer import build_optimizer
 
     keep_few_products()
     model: Any
@@ -79,9 +79,8 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     model = peft_model(
-        directory, 16, ALL_LINEAR, dtype, quantization=four_bits if options.bits == 4 else None,
-        autocast_adapter_dtype=False,
-    )  # fmt: skip
+        directory, 16, ALL_LINEAR, dtype, quantization=four_bits if options.bits == 4 else None, autocast_adapter_dtype=False
+    )
     model.train()
     params = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)
@@ -104,7 +103,7 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
 
 def train(options: argparse.Namespace) -> Iterator[dict]:
     """Train; give what each step took, then a summary."""
-    config = Phi3Config.from_directory(options.model)
+    config = DecoderConfig.from_directory(options.model)
     roofline = roofline_tokens_per_second(config, options.tokens // options.passes, LEARNED_SHARE)
     torch.manual_seed(0)
     start = time.perf_counter()

@@ -25,12 +25,12 @@ from lorakeet.config import LoraConfig, TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.pack import pack
 from lorakeet.lora.inject import inject
-from lorakeet.loss import pack_for
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.machine.hardware import best_dtype
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import load_model
-from lorakeet.ops.hardware import best_dtype
-from lorakeet.training.optim import build_optimizer
-from lorakeet.training.trainer import train_step
+from lorakeet.objectives.sft import pack_for
+from lorakeet.training.loop import train_step
+from lorakeet.training.optimizer import build_optimizer
 
 NUM_ROWS, TOKEN_BUDGET = 4, 1536
 """Rows that steps are taken on, and the tokens they may have together, so that fp32 takes seconds."""
@@ -93,9 +93,7 @@ def check_gates(
         gates += _no_leak(model, rows, dtype)
         ours[dtype] = _compute_ours(model, loss_rows, halves)
         del model
-        theirs[dtype] = _compute_peft(
-            _peft_with(model_dir, r, targets, adapter, dtype), list(adapter), loss_rows, halves
-        )
+        theirs[dtype] = _compute_peft(_peft_with(model_dir, r, targets, adapter, dtype), list(adapter), loss_rows, halves)
     return [*_compared(ours, theirs), *gates]
 
 
@@ -115,27 +113,26 @@ def _compared(ours: dict[torch.dtype, Computed], theirs: dict[torch.dtype, Compu
         return gates
     our_rms, peft_rms = (_rms(x[low].row_losses - truth.row_losses) for x in (ours, theirs))
     low_error = max(abs(our - their) for our, their in zip(ours[low].losses, truth.losses, strict=True))
-    our_angle, peft_angle = (
-        math.sqrt(max(0.0, 1 - _cosine(x[low].gradient, truth.gradient) ** 2)) for x in (ours, theirs)
-    )
+    our_angle, peft_angle = (math.sqrt(max(0.0, 1 - _cosine(x[low].gradient, truth.gradient) ** 2)) for x in (ours, theirs))
     return [
         *gates,
         Gate(
-            "bf16: token losses' distance from fp32, rms", our_rms,
-            f"≤ {BF16_MARGIN * peft_rms:.3g} ({BF16_MARGIN} × PEFT's)", our_rms <= BF16_MARGIN * peft_rms,
+            "bf16: token losses' distance from fp32, rms",
+            our_rms,
+            f"≤ {BF16_MARGIN * peft_rms:.3g} ({BF16_MARGIN} × PEFT's)",
+            our_rms <= BF16_MARGIN * peft_rms,
         ),
         Gate("bf16: step losses' distance from fp32", low_error, f"≤ {peft_rms:.3g}", low_error <= peft_rms),
         Gate(
-            "bf16: sine of the gradient's angle to fp32's", our_angle,
+            "bf16: sine of the gradient's angle to fp32's",
+            our_angle,
             f"≤ {BF16_GRADIENT_MARGIN * peft_angle:.3g} ({BF16_GRADIENT_MARGIN} × PEFT's)",
             our_angle <= BF16_GRADIENT_MARGIN * peft_angle,
         ),
-    ]  # fmt: skip
+    ]
 
 
-def our_model(
-    model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor] | None, dtype: torch.dtype
-) -> Phi3ForCausalLM:
+def our_model(model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor] | None, dtype: torch.dtype) -> CausalLM:
     """Load ours as it is measured, with `adapter` in it where one is given."""
     model = load_model(model_dir, dtype=dtype)
     torch.manual_seed(0)
@@ -158,9 +155,7 @@ def _drawn_adapter(model_dir: Path, r: int, targets: list[str]) -> dict[str, Ten
     return adapter
 
 
-def _peft_with(
-    model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor], dtype: torch.dtype
-) -> nn.Module:
+def _peft_with(model_dir: Path, r: int, targets: list[str], adapter: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     model = peft_model(model_dir, r, targets, dtype, autocast_adapter_dtype=False)
     for name, value in adapter.items():
         model.get_parameter(_peft_name(name)).data.copy_(value)
@@ -171,7 +166,7 @@ def _peft_name(name: str) -> str:
     return f"base_model.model.{name}.default.weight"
 
 
-def _compute_ours(model: Phi3ForCausalLM, loss_rows: list[Example], halves: list[list[Example]]) -> Computed:
+def _compute_ours(model: CausalLM, loss_rows: list[Example], halves: list[list[Example]]) -> Computed:
     with torch.no_grad():
         row_losses = torch.cat([_token_losses(model, [row]) for row in loss_rows])
     params = [param for param in model.parameters() if param.requires_grad]
@@ -184,7 +179,7 @@ def _compute_ours(model: Phi3ForCausalLM, loss_rows: list[Example], halves: list
     return Computed(losses, row_losses, gradient)
 
 
-def _token_losses(model: Phi3ForCausalLM, rows: Sequence[Example], *, share: bool = False) -> Tensor:
+def _token_losses(model: CausalLM, rows: Sequence[Example], *, share: bool = False) -> Tensor:
     """Compute the loss of every learned token by PyTorch's own functions, from the hidden states of our layers."""
     batch = pack(rows, share_prefixes=share)
     hidden_SD = model(
@@ -193,9 +188,7 @@ def _token_losses(model: Phi3ForCausalLM, rows: Sequence[Example], *, share: boo
     return F.cross_entropy(model.lm_head(hidden_SD).float(), batch.targets_S, reduction="none")
 
 
-def _compute_peft(
-    model: nn.Module, names: list[str], loss_rows: list[Example], halves: list[list[Example]]
-) -> Computed:
+def _compute_peft(model: nn.Module, names: list[str], loss_rows: list[Example], halves: list[list[Example]]) -> Computed:
     params = [model.get_parameter(_peft_name(name)) for name in names]
     optimizer = torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
     row_losses, losses, gradient = [], [], torch.empty(0)
@@ -214,7 +207,7 @@ def _compute_peft(
     return Computed(losses, torch.cat(row_losses), gradient)
 
 
-def _no_leak(model: Phi3ForCausalLM, rows: list[Example], dtype: torch.dtype) -> list[Gate]:
+def _no_leak(model: CausalLM, rows: list[Example], dtype: torch.dtype) -> list[Gate]:
     """Change the answer of the first row, which itself is not learned: loss and gradient stay equal to the bit.
 
     The answer, so that what rows share stays shared and the stream keeps its shape.
@@ -239,9 +232,13 @@ def _no_leak(model: Phi3ForCausalLM, rows: list[Example], dtype: torch.dtype) ->
     name = str(dtype).removeprefix("torch.")
     is_felt = not torch.equal(*own)
     return [
-        Gate(f"{name}: losses and gradients that another document's change reaches", differences, "= 0",
-             differences == 0 and is_felt and len(losses) > 0)
-    ]  # fmt: skip
+        Gate(
+            f"{name}: losses and gradients that another document's change reaches",
+            differences,
+            "= 0",
+            differences == 0 and is_felt and len(losses) > 0,
+        )
+    ]
 
 
 def _flat_gradient(params: list[nn.Parameter]) -> Tensor:
@@ -262,10 +259,14 @@ def main() -> None:
     rows = read_rows(Path(file))
     gates = check_gates(Path(model_dir), rows, int(r), TARGETS[targets], best_dtype("cpu"))
     used = gate_rows(rows)
-    print(json.dumps({
-        "rows": f"{len(used)} rows, {sum(len(row.input_ids) for row in used):,} tokens, whole model",
-        "gates": [asdict(gate) for gate in gates],
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "rows": f"{len(used)} rows, {sum(len(row.input_ids) for row in used):,} tokens, whole model",
+                "gates": [asdict(gate) for gate in gates],
+            }
+        )
+    )
     sys.exit(0 if all(gate.holds for gate in gates) else 1)
 
 

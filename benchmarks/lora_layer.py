@@ -104,8 +104,7 @@ def main() -> None:
             "",
             f"{date.today()}, commit {commit or 'unknown'}, {platform.machine()} with {os.cpu_count()} cores, torch "
             f"{torch.__version__} on {torch.get_num_threads()} threads, peft {peft.__version__}.",
-            f"3072 x 3072, r = 16, {options.tokens} tokens, bfloat16 base; medians of {options.rounds} interleaved "
-            "rounds.",
+            f"3072 x 3072, r = 16, {options.tokens} tokens, bfloat16 base; medians of {options.rounds} interleaved rounds.",
             f"Command: `python benchmarks/lora_layer.py --rounds {options.rounds} --tokens {options.tokens}`",
             "",
             table,

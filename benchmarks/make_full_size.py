@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorakeet.models.config import Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import save_weights
 
-PHI3_MINI = Phi3Config(
+PHI3_MINI = DecoderConfig(
     vocab_size=32064,
     hidden_size=3072,
     intermediate_size=8192,
@@ -36,7 +36,7 @@ STOP_TOKEN_IDS = [32000, 32001, 32007]
 _SIGN_AND_MANTISSA, _EXPONENT = 0x807F, 121 << 7
 
 
-def make(directory: Path, config: Phi3Config, tokenizer_dir: Path | None = None, seed: int = 0) -> None:
+def make(directory: Path, config: DecoderConfig, tokenizer_dir: Path | None = None, seed: int = 0) -> None:
     """Write the model directory, with the tokenizer where one is given."""
     save_weights(_random_state(config, seed), directory, config, dtype=torch.bfloat16)
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": STOP_TOKEN_IDS, "pad_token_id": 32000}
@@ -45,9 +45,9 @@ def make(directory: Path, config: Phi3Config, tokenizer_dir: Path | None = None,
         _copy_tokenizer(tokenizer_dir, directory)
 
 
-def _random_state(config: Phi3Config, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _random_state(config: DecoderConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     with torch.device("meta"):
-        model = Phi3ForCausalLM(config)
+        model = CausalLM(config)
     rng = np.random.Generator(np.random.SFC64(seed))
     for name, parameter in model.named_parameters():
         yield name, torch.ones(parameter.shape) if parameter.ndim == 1 else _random_matrix(parameter.shape, rng)

@@ -22,8 +22,12 @@ def tokens_per_second(num_processes: int, num_threads: int, *, data: str, rows: 
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-        values = {"logging_steps": 1, "eval_strategy": "no", "bf16": "true",
-                  "per_device_train_batch_size": rows // num_processes}  # fmt: skip
+        values = {
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "bf16": "true",
+            "per_device_train_batch_size": rows // num_processes,
+        }
         command = [sys.executable, *(launcher if num_processes > 1 else []), "-m", "lorakeet", "train", "demo", data]
         command += ["-o", str(run), "--max-steps", str(steps)]
         command += [part for key, value in values.items() for part in ("--set", f"training_config.{key}={value}")]

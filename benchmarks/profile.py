@@ -17,9 +17,7 @@ def main() -> None:
     """Train, profile, print the 25 most expensive operations."""
     model_dir, rows, batch, *rest = sys.argv[1:]
     r, targets = (rest + ["16", "all-linear"][len(rest) :])[:2]
-    with profile(
-        activities=[ProfilerActivity.CPU], schedule=schedule(wait=WARM_UP - 1, warmup=1, active=1000)
-    ) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], schedule=schedule(wait=WARM_UP - 1, warmup=1, active=1000)) as profiler:
         take_step = system._step
 
         def counted(*given: object) -> dict:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from lorakeet.embedded import toolcalls
-from lorakeet.ops.hardware import best_dtype
+from lorakeet.demo_task import toolcalls
+from lorakeet.machine.hardware import best_dtype
 
 ROW = 512
 LINEARS = {"qkv_proj": (9216, 3072), "o_proj": (3072, 3072), "gate_up_proj": (16384, 3072), "down_proj": (3072, 8192)}
@@ -45,9 +45,9 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
     """Time what can be done with one weight."""
     import bitsandbytes.functional as bnb
 
-    from lorakeet.ops import nf4
-    from lorakeet.ops.quantized_linear import _weight_4bit
+    from lorakeet.quant import nf4
     from lorakeet.quant.layers import Linear4bit
+    from lorakeet.quant.linear import _weight_4bit
 
     dtype = best_dtype("cpu")
     weight = (torch.randn(shape) * 0.02).to(dtype)
@@ -72,22 +72,26 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
 def demo(options: argparse.Namespace) -> None:
     """Train the demo's task, and print its score."""
     from lorakeet import api
-    from lorakeet.embedded.scoring import score
+    from lorakeet.demo_task.scoring import score
     from lorakeet.evaluation.generation import generate_answers, mean_scores
 
     initial = True if options.init == "true" else options.init
     run = api.train(
-        "demo", "demo",
+        "demo",
+        "demo",
         training_config={**toolcalls.RECIPE, "output_dir": options.run_dir, "seed": options.seed},
         peft_config={"r": options.r, "lora_alpha": 2 * options.r, "init_lora_weights": initial},
         quantization_config={"load_in_4bit": options.bits == 4},
-    )  # fmt: skip
+    )
     loaded = run.load()
     answers = generate_answers(
-        loaded.model, loaded.tokenizer, loaded.template, toolcalls.held_out_conversations(),
+        loaded.model,
+        loaded.tokenizer,
+        loaded.template,
+        toolcalls.held_out_conversations(),
         max_new_tokens=toolcalls.MAX_NEW_TOKENS,
         metrics={api.DEMO_METRIC: lambda reference, text: float(score(reference, text))},
-    )  # fmt: skip
+    )
     print(json.dumps({"score_after": mean_scores(answers)[api.DEMO_METRIC], **run.summary}))
 
 

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.workloads import WARM_UP, read_rows
 from lorakeet.data.conversation import Example
-from lorakeet.ops.hardware import best_dtype
+from lorakeet.machine.hardware import best_dtype
 
 LR = 2e-4
 ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -38,11 +38,11 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
     """Run the project's own step."""
     from lorakeet.config import LoraConfig, TrainingConfig
     from lorakeet.lora.inject import inject
-    from lorakeet.loss import pack_for
+    from lorakeet.machine.memory import keep_few_products, keep_freed_memory
     from lorakeet.models.weights import load_model
-    from lorakeet.ops.memory import keep_few_products, keep_freed_memory
-    from lorakeet.training.optim import build_optimizer
-    from lorakeet.training.trainer import train_step
+    from lorakeet.objectives.sft import pack_for
+    from lorakeet.training.loop import train_step
+    from lorakeet.training.optimizer import build_optimizer
 
     keep_few_products()
     model = load_model(model_dir, dtype=best_dtype("cpu"))
@@ -124,17 +124,27 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
     data = Dataset.from_list([{"input_ids": row.input_ids, "completion_mask": _mask(row)} for row in rows])
     with tempfile.TemporaryDirectory() as out:
         args = SFTConfig(
-            output_dir=out, per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=LR,
+            output_dir=out,
+            per_device_train_batch_size=batch,
+            num_train_epochs=1,
+            learning_rate=LR,
             bf16=dtype == torch.bfloat16,
-            logging_steps=1000, save_strategy="no", report_to=[], max_length=8192, gradient_checkpointing=False,
-            use_cpu=True, lr_scheduler_type="constant",
-        )  # fmt: skip
+            logging_steps=1000,
+            save_strategy="no",
+            report_to=[],
+            max_length=8192,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            lr_scheduler_type="constant",
+        )
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype),
-            args=args, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(model_dir),
+            args=args,
+            train_dataset=data,
+            processing_class=AutoTokenizer.from_pretrained(model_dir),
             peft_config=LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM"),
             callbacks=[Clock()],
-        )  # fmt: skip
+        )
         # The same order for all, so that a step is the same rows.
         trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(trainer.train_dataset)
         trainer.train()
@@ -157,7 +167,7 @@ def peft_model(
 
 
 def head_of(model: torch.nn.Module) -> Any:
-    """Give the causal language model under PEFT's wrappers."""
+    """Return the causal language model under PEFT's wrappers."""
     return model.base_model.model
 
 
@@ -201,7 +211,7 @@ def _step(rows: list[Example], seconds: float, loss: float) -> dict:
 
 
 def peak_memory() -> int:
-    """Give the process's largest resident memory so far."""
+    """Return the process's largest resident memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -216,15 +226,19 @@ def main() -> None:
     timed = steps[WARM_UP - skipped :]
     seconds = sum(step["seconds"] for step in timed)
     tokens = sum(step["tokens"] for step in timed)
-    print(json.dumps({
-        "tokens_per_second": tokens / seconds,
-        "supervised_tokens_per_second": sum(step["supervised"] for step in timed) / seconds,
-        "peak_memory_bytes": peak_memory(),
-        "first_step_s": steps[0]["seconds"],
-        # What the first step took beyond its tokens at the later pace is compiling, and loading of compiled code.
-        "compile_s": max(0.0, steps[0]["seconds"] - steps[0]["tokens"] * seconds / tokens),
-        "losses": [step["loss"] for step in steps],
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "tokens_per_second": tokens / seconds,
+                "supervised_tokens_per_second": sum(step["supervised"] for step in timed) / seconds,
+                "peak_memory_bytes": peak_memory(),
+                "first_step_s": steps[0]["seconds"],
+                # What the first step took beyond its tokens at the later pace is compiling, and loading of compiled code.
+                "compile_s": max(0.0, steps[0]["seconds"] - steps[0]["tokens"] * seconds / tokens),
+                "losses": [step["loss"] for step in steps],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.chart import bar_chart
-from lorakeet.models.config import Phi3Config
+from lorakeet.machine.hardware import best_dtype
+from lorakeet.models.config import DecoderConfig
 from lorakeet.models.registry import resolve
-from lorakeet.ops.hardware import best_dtype
 
 RESULTS = Path(__file__).parent / "results"
 STARTED = datetime.datetime.now()
@@ -72,7 +72,7 @@ class Case:
     rooflines: list[float] = field(default_factory=list)
 
     def median(self, system: str, key: str) -> float:
-        """Give the median of one figure over the rounds."""
+        """Return the median of one figure over the rounds."""
         return statistics.median(run[key] for run in self.runs[system])
 
     @property
@@ -81,7 +81,7 @@ class Case:
         return statistics.median(self.rooflines)
 
     def arguments(self, model: Path) -> list[str]:
-        """Give what `benchmarks.system` is called with after the system's name."""
+        """Return what `benchmarks.system` is called with after the system's name."""
         r, targets = ADAPTERS[self.adapters]
         return [str(model), str(self.rows), str(workloads.BATCH[self.workload]), str(r), targets]
 
@@ -114,7 +114,7 @@ def measure(system: str, case: Case, model: Path) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def roofline_tokens_per_second(config: Phi3Config, num_tokens: int, learned_share: float) -> float:
+def roofline_tokens_per_second(config: DecoderConfig, num_tokens: int, learned_share: float) -> float:
     """Time the model's own matrix products, in the type trained in; say how many tokens a second they would allow.
 
     Counted are the products no training can do without: every layer forward and, for its input's gradient, backward,
@@ -147,7 +147,7 @@ def case_roofline(case: Case, model: Path) -> float:
     tokens = sum(len(row.input_ids) for row in rows)
     share = sum(row.num_supervised_tokens for row in rows) / tokens
     mean_step = tokens * workloads.BATCH[case.workload] // len(rows)
-    return roofline_tokens_per_second(Phi3Config.from_directory(model), mean_step, share)
+    return roofline_tokens_per_second(DecoderConfig.from_directory(model), mean_step, share)
 
 
 def estimate_seconds(case: Case, systems: list[str], model: Path) -> float:
@@ -205,22 +205,26 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     measured = [case for case in cases if case.rooflines]
     stem = f"{STARTED:%Y-%m-%d-%H%M}-throughput"
     groups = {
-        f"{case.workload}\n{case.adapters}": {
-            LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs
-        } | {"GEMM roofline": case.roofline}
+        f"{case.workload}\n{case.adapters}": {LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs}
+        | {"GEMM roofline": case.roofline}
         for case in measured
-    }  # fmt: skip
+    }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rounds = sorted({len(case.rooflines) for case in measured})
-    text = "\n\n".join([
-        f"# Throughput, {STARTED:%Y-%m-%d %H:%M}",
-        f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, "
-        f"{str(best_dtype('cpu')).removeprefix('torch.')}; text from "
-        f"{'GSM8K' if workloads.gsm8k_file() else 'the demo rows'}; medians of {' to '.join(map(str, rounds))} rounds "
-        f"of {options.steps} timed steps each. Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
-        f"Gates, all of which hold: {'; '.join(gates)}.",
-        f"![tokens a second]({stem}.svg)", table(measured), floor_table(measured), "",
-    ])  # fmt: skip
+    text = "\n\n".join(
+        [
+            f"# Throughput, {STARTED:%Y-%m-%d %H:%M}",
+            f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, "
+            f"{str(best_dtype('cpu')).removeprefix('torch.')}; text from "
+            f"{'GSM8K' if workloads.gsm8k_file() else 'the demo rows'}; medians of {' to '.join(map(str, rounds))} rounds "
+            f"of {options.steps} timed steps each. Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
+            f"Gates, all of which hold: {'; '.join(gates)}.",
+            f"![tokens a second]({stem}.svg)",
+            table(measured),
+            floor_table(measured),
+            "",
+        ]
+    )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{stem}.svg").write_text(bar_chart("Training speed", "tokens/s", groups), encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorakeet.data.conversation import Conversation, Example, Message
 from lorakeet.data.encode import encode_many
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 
 SYSTEM_PROMPT = (
@@ -39,10 +39,10 @@ def gsm8k_file() -> Path | None:
 
 
 def problems(count: int) -> list[tuple[str, str]]:
-    """Give (question, answer) pairs."""
+    """Return (question, answer) pairs."""
     file = gsm8k_file()
     if file is None:
-        from lorakeet.embedded.toolcalls import training_conversations
+        from lorakeet.demo_task.toolcalls import training_conversations
 
         rows = training_conversations()[:count]
         return [(row.messages[-2].content, row.messages[-1].content) for row in rows]
@@ -79,8 +79,7 @@ def equal_lengths(length: int) -> Callable[[int, Tokenizer], list[Example]]:
         stream = [i for row in encode_many(gsm8k(7000), tokenizer, template) for i in row.input_ids]
         stream *= -(-count * length // len(stream))
         return [
-            Example(stream[at : at + length], ((length // 8, length),), f"row {at}")
-            for at in range(0, count * length, length)
+            Example(stream[at : at + length], ((length // 8, length),), f"row {at}") for at in range(0, count * length, length)
         ]
 
     return make

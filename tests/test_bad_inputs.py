@@ -14,11 +14,15 @@ WEIGHTS, TENSORS, CONFIG = "models/test_weights.py", "files/test_safetensors_fil
 DAMAGE = f"{CHECKPOINT}::test_damage_is_named_and_the_one_before_is_used"
 COVERED = {
     30: [f"{RUN}::test_30_changed_data_is_refused_with_both_hashes"],
-    47: [f"{RUN}::test_47_a_full_disk_is_seen_before_anything_is_written",
-         "faults/test_campaign.py::test_a_full_disk_costs_one_line_and_no_checkpoint"],
+    47: [
+        f"{RUN}::test_47_a_full_disk_is_seen_before_anything_is_written",
+        "faults/test_campaign.py::test_a_full_disk_costs_one_line_and_no_checkpoint",
+    ],
     48: [f"{RUN}::test_48_a_run_is_not_begun_again_without_being_asked"],
-    50: [f"{RUN}::test_50_a_second_process_is_told_who_has_the_run",
-         f"{CHECKPOINT}::test_a_second_process_is_told_who_holds_the_run"],
+    50: [
+        f"{RUN}::test_50_a_second_process_is_told_who_has_the_run",
+        f"{CHECKPOINT}::test_a_second_process_is_told_who_holds_the_run",
+    ],
     53: [f"{CHECKPOINT}::test_a_checkpoint_without_manifest_is_skipped"],
     54: [f"{RUN}::test_54_where_no_checkpoint_is_valid_only_restart_begins_again"],
     55: [DAMAGE, f"{TENSORS}::test_broken_file_is_refused", f"{ADAPTER}::test_damaged_weight_files_are_refused"],
@@ -42,7 +46,7 @@ COVERED = {
     73: [f"{WEIGHTS}::test_missing_shard_is_refused", f"{WEIGHTS}::test_shard_outside_the_directory_is_refused"],
     74: ["data/test_dataset.py::test_tokenizer_from_a_directory"],
     75: ["data/test_template.py::test_hostile_or_unprovable_templates_stop"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("row", [30, 47, 48, 50, *range(53, 76)])

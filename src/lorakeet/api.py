@@ -21,49 +21,50 @@ import torch
 
 from lorakeet import __version__, dist
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
-from lorakeet.data.template import Template, template_for
+from lorakeet.data.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.data.templates.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
-from lorakeet.embedded import toolcalls
-from lorakeet.embedded.scoring import score
+from lorakeet.demo_task import toolcalls
+from lorakeet.demo_task.scoring import score
 from lorakeet.errors import CheckpointError, ConfigError, MissingExtraError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
-from lorakeet.export.drift import measure_drift, reference_logits
-from lorakeet.export.merge import Merged, check_output, merge
+from lorakeet.exports.drift import measure_drift, reference_logits
+from lorakeet.exports.merge import Merged, check_output, merge
 from lorakeet.files import durable
-from lorakeet.infer.chat import ChatSession
+from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra, load_adapter, save_adapter
 from lorakeet.lora.fused import in_fused_names
 from lorakeet.lora.inject import inject
 from lorakeet.lora.targets import find_targets
+from lorakeet.machine.hardware import choose_dtype
+from lorakeet.machine.memory import keep_few_products, keep_freed_memory
 from lorakeet.models import registry, weights
-from lorakeet.models.files import copy_tokenizer
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.models.quantized import load_quantized_model
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.recompute import recompute_activations
-from lorakeet.ops.hardware import choose_dtype
-from lorakeet.ops.memory import keep_few_products, keep_freed_memory
-from lorakeet.training import checkpoint, prediction
-from lorakeet.training.best import require_evaluations
-from lorakeet.training.coverage import check_coverage
-from lorakeet.training.identity import run_identity
-from lorakeet.training.metrics import encoding_progress
+from lorakeet.models.tokenizer_files import copy_tokenizer
+from lorakeet.quant.loading import load_quantized_model
+from lorakeet.rundir import checkpoint
+from lorakeet.rundir.directory import check_directory, choose_directory, move_aside
+from lorakeet.rundir.identity import run_identity
+from lorakeet.rundir.log import run_log
+from lorakeet.training import prediction
+from lorakeet.training.adapted_layers import check_coverage
+from lorakeet.training.best_evaluation import require_evaluations
+from lorakeet.training.loop import Trainer
 from lorakeet.training.outlook import Outlook
 from lorakeet.training.parallel import require_same, shard_base, state_from_main
 from lorakeet.training.prediction import Prediction
-from lorakeet.training.prepare import PreparedData, prepare_data, read_held_out, read_rows
-from lorakeet.training.reporters import services
+from lorakeet.training.reporting import encoding_progress
 from lorakeet.training.rng import seed_all
-from lorakeet.training.run_directory import check_directory, choose_directory, move_aside
-from lorakeet.training.runlog import run_log
 from lorakeet.training.samples import build_sampler
 from lorakeet.training.saving import choose_adapter, train_and_save
+from lorakeet.training.services import services
 from lorakeet.training.stopping import StopRequest
 from lorakeet.training.summary import describe
-from lorakeet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 FULL_PRECISION = QuantizationConfig()
@@ -73,7 +74,7 @@ FULL_PRECISION = QuantizationConfig()
 class Loaded:
     """A model ready for use, with what it takes to talk to it."""
 
-    model: Phi3ForCausalLM
+    model: CausalLM
     tokenizer: Tokenizer
     template: Template
     directory: Path
@@ -178,9 +179,7 @@ class Run:
         """
         known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
         if dtype is not None and dtype not in known:
-            raise ConfigError(
-                "E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}"
-            )
+            raise ConfigError("E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(known)}")
         base, output = registry.resolve(self.config.model), Path(output)
         check_output(output)
         # The trained model's logits first: one model in memory at a time.
@@ -225,15 +224,11 @@ def load_base(config: RunConfig, *, bf16: bool | None = None) -> Loaded:
 
 
 def load_model(
-    name: str,
-    *,
-    bf16: bool | None = None,
-    template: str | None = None,
-    quantization: QuantizationConfig = FULL_PRECISION,
+    name: str, *, bf16: bool | None = None, template: str | None = None, quantization: QuantizationConfig = FULL_PRECISION
 ) -> Loaded:
     """Load a base model by alias, directory or hub id, on the best device and in the best dtype of this machine.
 
-    Raises: MissingExtraError where it is to be quantised and bitsandbytes is not installed.
+    Raises: MissingExtraError if it is to be quantised and bitsandbytes is not installed.
     """
     if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
@@ -276,7 +271,7 @@ def train(
         config: a whole configuration, in place of all the above.
         resume: go on from the newest valid checkpoint in output_dir; begin where there is none.
         restart: begin again in an output_dir that holds a run, whose files are moved into its folder old-1.
-    Raises: LorakeetError where the user can mend something.
+    Raises: LorakeetError if the user can mend something.
     """
     if config is None:
         sources = [data] if isinstance(data, str) else list(data or [])
@@ -307,9 +302,7 @@ def _writing_to(directory: Path) -> Iterator[Callable[[Path], None]]:
         yield begin_log
 
 
-def _train_in(
-    run: Run, config: RunConfig, stop: StopRequest, *, resume: bool, begin_log: Callable[[Path], None]
-) -> None:
+def _train_in(run: Run, config: RunConfig, stop: StopRequest, *, resume: bool, begin_log: Callable[[Path], None]) -> None:
     """Do the work of `train` in a run directory that is ours alone."""
     with stop.droppable():
         bf16 = config.bf16
@@ -393,7 +386,7 @@ def predict(config: RunConfig) -> Prediction:
     return prediction.predict(_build_trainer(config, loaded, data))
 
 
-def _in_names_of(model: Phi3ForCausalLM, config: RunConfig) -> RunConfig:
+def _in_names_of(model: CausalLM, config: RunConfig) -> RunConfig:
     """Put the model's own layer names into the configuration, and refuse those it does not have, before any row."""
     peft_config, notes = in_fused_names(config.peft_config, model, model.packed_modules_mapping)
     for note in notes:
@@ -417,7 +410,7 @@ def _with_settings(config: RunConfig, **changes: Any) -> RunConfig:
     return config.model_copy(update={"training_config": config.training_config.model_copy(update=changes)})
 
 
-def _log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
+def _log_setting(config: RunConfig, model: CausalLM) -> None:
     """Log what the seed's script logs: both dictionaries, and a summary of device, processes and precision."""
     logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
     logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
@@ -426,9 +419,13 @@ def _log_setting(config: RunConfig, model: Phi3ForCausalLM) -> None:
     weight = model.lm_head.weight
     logger.debug(
         "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
-        os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), weight.device, torch.cuda.device_count(),
-        torch.get_num_threads(), weight.dtype.itemsize == 2,
-    )  # fmt: skip
+        os.environ.get("RANK", "0"),
+        os.environ.get("WORLD_SIZE", "1"),
+        weight.device,
+        torch.cuda.device_count(),
+        torch.get_num_threads(),
+        weight.dtype.itemsize == 2,
+    )
 
 
 @dataclass(frozen=True)
@@ -450,7 +447,7 @@ class DemoOutcome:
         return mean_scores(self.after)[DEMO_METRIC]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what `lorakeet demo --json` prints."""
+        """Return what `lorakeet demo --json` prints."""
         summary = self.run.summary
         kept = {key: summary[key] for key in ("train_seconds", "tokens_per_second", "peak_memory_bytes", "run_dir")}
         return {"score_before": self.score_before, "score_after": self.score_after, **kept}
@@ -484,9 +481,7 @@ def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logg
             metrics={DEMO_METRIC: lambda reference, text: float(score(reference, text))},
         )
 
-    say(
-        f"Task: turn a spoken request into one JSON tool call. Scoring the base model on {len(rows)} held-out requests."
-    )
+    say(f"Task: turn a spoken request into one JSON tool call. Scoring the base model on {len(rows)} held-out requests.")
     before = answers(load_model("demo"))
     say(f"Score before training: {mean_scores(before)[DEMO_METRIC]:.1%} exact. Now it learns.")
     settings = toolcalls.RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})

@@ -40,7 +40,7 @@ def is_shared() -> bool:
 
 
 def rank() -> int:
-    """Give this process's number among those that have joined, from 0."""
+    """Return this process's number among those that have joined, from 0."""
     return _from_torchrun("RANK", 0) if is_shared() else 0
 
 
@@ -50,7 +50,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Give this process's number among those that torchrun started on this machine, from 0."""
+    """Return this process's number among those that torchrun started on this machine, from 0."""
     return _from_torchrun("LOCAL_RANK", 0)
 
 
@@ -95,9 +95,10 @@ def processes() -> Iterator[None]:
             raise SystemExit(status) from None
         if isinstance(error, RuntimeError) and not isinstance(error, LorakeetError) and _is_lost_contact(error):
             raise TrainingError(
-                "E-TRAIN-130", f"process {rank()} lost contact with another one", fix="See why that one ended, then "
-                "go on with --resume",
-            ) from error  # fmt: skip
+                "E-TRAIN-130",
+                f"process {rank()} lost contact with another one",
+                fix="See why that one ended, then go on with --resume",
+            ) from error
         raise
     finally:
         _store = None
@@ -113,17 +114,21 @@ def _join() -> "Store":
 
     if torch.distributed.is_initialized():
         raise ConfigError(
-            "E-CFG-182", "torch.distributed is initialised already", place="train",
+            "E-CFG-182",
+            "torch.distributed is initialised already",
+            place="train",
             fix="Leave that to lorakeet: start the script with torchrun and call train first",
-        )  # fmt: skip
+        )
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         ours, there = local_rank(), torch.cuda.device_count()
         if ours >= there:
             raise ConfigError(
-                "E-CFG-181", f"process {ours} of this machine needs a GPU of its own, and there are {there}",
-                place="torchrun --nproc-per-node", fix=f"Start at most {there} processes on it",
-            )  # fmt: skip
+                "E-CFG-181",
+                f"process {ours} of this machine needs a GPU of its own, and there are {there}",
+                place="torchrun --nproc-per-node",
+                fix=f"Start at most {there} processes on it",
+            )
         torch.cuda.set_device(ours)
     store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     torch.distributed.init_process_group(
@@ -135,7 +140,7 @@ def _join() -> "Store":
 
 
 def _exit_status(error: BaseException) -> int:
-    """Give the status a process ends with after `error`; the command line's own errors carry theirs."""
+    """Return the status a process ends with after `error`; the command line's own errors carry theirs."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
@@ -186,7 +191,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_main(value: Value) -> Value:
-    """Give every process the main one's value, which JSON must be able to hold."""
+    """Return in every process the main one's value, which JSON must be able to hold."""
     if not is_shared():
         return value
     import torch
@@ -198,7 +203,7 @@ def from_main(value: Value) -> Value:
 
 
 def tensors_from_main(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Give every process the main one's tensors, on the CPU; what the others hand in is not looked at."""
+    """Return in every process the main one's tensors, on the CPU; what the others hand in is not looked at."""
     if not is_shared():
         return tensors
     import torch
@@ -206,17 +211,13 @@ def tensors_from_main(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Te
     kinds = from_main({name: (str(value.dtype), list(value.shape)) for name, value in tensors.items()})
     received = {}
     for name, (dtype, shape) in kinds.items():
-        mine = (
-            tensors[name].cpu().contiguous()
-            if is_main()
-            else torch.empty(shape, dtype=getattr(torch, dtype.split(".")[1]))
-        )
+        mine = tensors[name].cpu().contiguous() if is_main() else torch.empty(shape, dtype=getattr(torch, dtype.split(".")[1]))
         received[name] = _broadcast(mine)
     return received
 
 
 def gather(tensor: "torch.Tensor") -> list["torch.Tensor"]:
-    """Give every process the tensors of all, which have one shape, on the CPU and in the order of ranks."""
+    """Return in every process the tensors of all, which have one shape, on the CPU and in the order of ranks."""
     if not is_shared():
         return [tensor.cpu()]
     import torch

@@ -100,7 +100,5 @@ class MissingExtraError(LorakeetError):
     def of(cls, package: str, extra: str, needed_for: str) -> "MissingExtraError":
         """Name the extra that brings `package`."""
         return cls(
-            "E-EXTRA-41",
-            f"{needed_for} needs the package {package}",
-            fix=f"Install it with: pip install 'lorakeet[{extra}]'",
+            "E-EXTRA-41", f"{needed_for} needs the package {package}", fix=f"Install it with: pip install 'lorakeet[{extra}]'"
         )

@@ -11,10 +11,18 @@ from lorakeet.data.conversation import Example
 def phi3_directory(tmp_path_factory):
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=1100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=1100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        original_max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
     directory = tmp_path_factory.mktemp("phi3") / "model"
     transformers.Phi3ForCausalLM(config).save_pretrained(directory)
     return directory

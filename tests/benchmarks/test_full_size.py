@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 def losses(phi3_directory, monkeypatch):
     """Train a tiny model as the command would; give the steps' losses."""
     monkeypatch.setenv("LORAKEET_COMPILE", "0")
-    from lorakeet.ops.compiling import can_compile
+    from lorakeet.machine.compiling import can_compile
 
     can_compile.cache_clear()
     monkeypatch.setattr(full_size, "ROW", 48)

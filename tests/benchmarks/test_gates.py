@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 @pytest.fixture(autouse=True)
 def plain_python(monkeypatch):
     monkeypatch.setenv("LORAKEET_COMPILE", "0")
-    from lorakeet.ops.compiling import can_compile
+    from lorakeet.machine.compiling import can_compile
 
     can_compile.cache_clear()
     yield

@@ -11,8 +11,9 @@ import transformers
 from benchmarks.make_full_size import PHI3_MINI, STOP_TOKEN_IDS, make
 from lorakeet.models.weights import load_model
 
-TINY = replace(PHI3_MINI, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-               num_key_value_heads=4)  # fmt: skip
+TINY = replace(
+    PHI3_MINI, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
+)
 
 
 def phi3_tokenizer_dir():

@@ -18,10 +18,18 @@ def write_tiny_model(directory):
     tokenizer = trained("bpe")
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=640, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
-    )  # fmt: skip
+        vocab_size=640,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        original_max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+    )
     transformers.Phi3ForCausalLM(config).save_pretrained(directory)
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorakeet.cli import main
-from lorakeet.training import trainer
+from lorakeet.training import loop as trainer
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -70,12 +70,15 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("command", "own", "expected"), [
-    ("train", {}, "PASSIVE"),
-    ("train", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-    ("train", {"GOMP_SPINCOUNT": "100"}, None),
-    ("chat", {}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "own", "expected"),
+    [
+        ("train", {}, "PASSIVE"),
+        ("train", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ("train", {"GOMP_SPINCOUNT": "100"}, None),
+        ("chat", {}, None),
+    ],
+)
 def test_idle_threads_sleep_where_training_runs_and_the_user_has_no_wish_of_their_own(command, own, expected):
     code = (
         "import os, sys\n"
@@ -111,8 +114,12 @@ def test_a_run_ends_with_json_on_stdout_alone(tmp_path, tiny_model_directory, ca
     assert summary["run_dir"] == str(run)
     assert summary["steps"] == 3
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == [
-        "adapter", "checkpoints", "config.yaml", "metrics.jsonl", "train.log",
-    ]  # fmt: skip
+        "adapter",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "train.log",
+    ]
     # A second run never overwrites the first one.
     assert main.run([*arguments, "--batch-size", "4", "--r", "2"]) == 2
     assert "E-CFG-48" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from lorakeet import api
 from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError
-from lorakeet.export import drift
-from lorakeet.lora import loftq
-from lorakeet.lora.loftq import BEGINNING_FILE
+from lorakeet.exports import drift
+from lorakeet.lora.starts import loftq
+from lorakeet.lora.starts.loftq import BEGINNING_FILE
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
@@ -26,15 +26,34 @@ CONFIG = Path(__file__).parents[2] / "configs" / "phi3_mini_qlora.yaml"
 def rows(tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "rows.jsonl"
     names = ["fox", "dog", "world", "land", "hello"]
-    turns = [[{"role": "user", "content": f"hello {name} {i}"}, {"role": "assistant", "content": f"the {name}"}]
-             for i in range(5) for name in names]  # fmt: skip
+    turns = [
+        [{"role": "user", "content": f"hello {name} {i}"}, {"role": "assistant", "content": f"the {name}"}]
+        for i in range(5)
+        for name in names
+    ]
     file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
     return file
 
 
 def train(model, rows, output, *extra):
-    return run(["train", str(model), str(rows), "-o", str(output), "--max-steps", "4", "--lr", "3e-2", "--r", "4",
-                "--set", "training_config.bf16=false", *extra])  # fmt: skip
+    return run(
+        [
+            "train",
+            str(model),
+            str(rows),
+            "-o",
+            str(output),
+            "--max-steps",
+            "4",
+            "--lr",
+            "3e-2",
+            "--r",
+            "4",
+            "--set",
+            "training_config.bf16=false",
+            *extra,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +139,7 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
 def test_loftq_starts_nearer_resumes_to_the_bit_and_merges_without_what_it_began_with(
     tiny_model_directory, rows, tmp_path, capsys, monkeypatch
 ):
-    options = (
-        "--load-in-4bit",
-        "--set",
-        "peft_config.init_lora_weights=loftq",
-        "--set",
-        "training_config.save_steps=2",
-    )
+    options = ("--load-in-4bit", "--set", "peft_config.init_lora_weights=loftq", "--set", "training_config.save_steps=2")
     assert train(tiny_model_directory, rows, tmp_path / "run", *options) == 0
     trained = api.open_run(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "again")
@@ -171,9 +184,7 @@ def test_the_ready_made_configuration_runs(tiny_model_directory, rows, tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--load-in-4bit", "--load-in-8bit"])
-def test_without_the_extra_one_line_says_what_to_install(
-    tiny_model_directory, rows, tmp_path, capsys, monkeypatch, flag
-):
+def test_without_the_extra_one_line_says_what_to_install(tiny_model_directory, rows, tmp_path, capsys, monkeypatch, flag):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert train(tiny_model_directory, rows, tmp_path / "run", flag) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "E-EXTRA-41" in line)
@@ -186,8 +197,10 @@ def test_contradicting_keys_are_refused():
         RunConfig(model="m", data="d", quantization_config={"load_in_4bit": True, "load_in_8bit": True})
     with pytest.raises(ConfigError, match="E-CFG-171"):
         RunConfig(
-            model="m", data="d", training_config={"bf16": False},
+            model="m",
+            data="d",
+            training_config={"bf16": False},
             quantization_config={"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"},
-        )  # fmt: skip
+        )
     with pytest.raises(ConfigError, match=r"[Dd]id you mean"):
         RunConfig(model="m", data="d", quantization_config={"load_in_4bits": True})

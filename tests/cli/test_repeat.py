@@ -59,9 +59,7 @@ def test_a_run_that_was_moved_resumes_where_it_is(tmp_path, tiny_model_directory
     assert lorakeet.Run(Path("runs/moved")).config.training_config.output_dir == "runs/moved"
 
 
-def test_the_log_has_both_dictionaries_and_verbose_shows_them(
-    tmp_path, tiny_model_directory, data, caplog, monkeypatch
-):
+def test_the_log_has_both_dictionaries_and_verbose_shows_them(tmp_path, tiny_model_directory, data, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "canary-in-the-environment")
     arguments = ["train", str(tiny_model_directory), str(data), "--max-steps", "1", "--batch-size", "4", "--r", "2"]
@@ -75,9 +73,7 @@ def test_the_log_has_both_dictionaries_and_verbose_shows_them(
         assert re.search(
             r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d - INFO - lorakeet\S* - Note: training_config\.hub_token ", logged, re.M
         )
-        written = [
-            path.read_text() for path in Path(run).rglob("*") if path.suffix in {".log", ".yaml", ".json", ".jsonl"}
-        ]
+        written = [path.read_text() for path in Path(run).rglob("*") if path.suffix in {".log", ".yaml", ".json", ".jsonl"}]
         assert "canary" not in shown + "".join(written)
         caplog.clear()
 
@@ -97,9 +93,7 @@ def test_the_example_runs_as_it_is(tmp_path, tiny_model_directory, data, monkeyp
 def test_the_notebooks_dictionaries_train_all_four_layers(tmp_path, tiny_model_directory, data, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO):
-        run = lorakeet.train(
-            str(tiny_model_directory), str(data), training_config=NOTEBOOK_TRAINING, peft_config=NOTEBOOK_PEFT
-        )
+        run = lorakeet.train(str(tiny_model_directory), str(data), training_config=NOTEBOOK_TRAINING, peft_config=NOTEBOOK_PEFT)
     assert run.directory == Path("phi-3-mini-LoRA")
     assert "gate_proj and up_proj are one layer of this model, gate_up_proj" in caplog.text
     trained = {key.split(".")[-3] for key in load_file(run.directory / ADAPTER)}

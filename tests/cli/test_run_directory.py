@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from lorakeet.cli import main
-from lorakeet.training.checkpoint import lock
+from lorakeet.rundir.checkpoint import lock
 from tests.cli.conftest import write_tiny_model
 
 

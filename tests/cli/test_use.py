@@ -17,12 +17,7 @@ def trained_run(tmp_path_factory, tiny_model_directory):
     """Train a tiny model for a few steps."""
     folder = tmp_path_factory.mktemp("use")
     rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"hello {name} {i}"},
-                {"role": "assistant", "content": f"the {name}"},
-            ]
-        }
+        {"messages": [{"role": "user", "content": f"hello {name} {i}"}, {"role": "assistant", "content": f"the {name}"}]}
         for i in range(5)
         for name in PEOPLE
     ]
@@ -30,11 +25,7 @@ def trained_run(tmp_path_factory, tiny_model_directory):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"output_dir": str(folder / "run"), "max_steps": 6, "learning_rate": 3e-2, "bf16": False}
     return lorakeet.train(
-        str(tiny_model_directory),
-        str(data),
-        training_config=settings,
-        peft_config={"r": 4},
-        data_config={"eval_fraction": 0.2},
+        str(tiny_model_directory), str(data), training_config=settings, peft_config={"r": 4}, data_config={"eval_fraction": 0.2}
     )
 
 

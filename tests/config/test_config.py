@@ -5,16 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorakeet.config import (
-    LoraConfig,
-    RunConfig,
-    TrainingConfig,
-    dump_yaml,
-    load_yaml,
-    pairs,
-    resolve_config,
-    with_overrides,
-)
+from lorakeet.config import LoraConfig, RunConfig, TrainingConfig, dump_yaml, load_yaml, pairs, resolve_config, with_overrides
 from lorakeet.errors import ConfigError
 
 MINIMAL = {"model": "demo", "data": "demo"}
@@ -26,13 +17,16 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("a: 1\nb: 2\na: 3\n", r'E-CFG-32 .*run.yaml:3 key "a" is repeated, first on line 1'),
-    ("a: !!python/object/apply:os.system ['true']\n", r"E-CFG-33 .*run.yaml:1 tags are forbidden"),
-    ("a: &x [1]\nb: *x\n", r"E-CFG-34 .*run.yaml:1 aliases and anchors are forbidden"),
-    ("a: [1\n", r"E-CFG-102 .*run.yaml:2 not valid YAML"),
-    ("- 1\n", r"E-CFG-103 .*expected keys and values, found list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r'E-CFG-32 .*run.yaml:3 key "a" is repeated, first on line 1'),
+        ("a: !!python/object/apply:os.system ['true']\n", r"E-CFG-33 .*run.yaml:1 tags are forbidden"),
+        ("a: &x [1]\nb: *x\n", r"E-CFG-34 .*run.yaml:1 aliases and anchors are forbidden"),
+        ("a: [1\n", r"E-CFG-102 .*run.yaml:2 not valid YAML"),
+        ("- 1\n", r"E-CFG-103 .*expected keys and values, found list"),
+    ],
+)
 def test_yaml_rejects_what_is_ambiguous_or_dangerous(tmp_path, text, line):
     with pytest.raises(ConfigError, match=line):
         load_yaml(write(tmp_path, text))
@@ -60,22 +54,37 @@ def test_a_nested_complaint_is_said_once():
     assert str(error.value).count("E-CFG") == 1
 
 
-@pytest.mark.parametrize(("section", "key", "near"), [
-    (TrainingConfig, "learning_rat", "learning_rate"),
-    (LoraConfig, "lora_rnak", None),
-    (LoraConfig, "lora_alhpa", "lora_alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("section", "key", "near"),
+    [
+        (TrainingConfig, "learning_rat", "learning_rate"),
+        (LoraConfig, "lora_rnak", None),
+        (LoraConfig, "lora_alhpa", "lora_alpha"),
+    ],
+)
 def test_an_unknown_key_names_the_nearest_one(section, key, near):
     with pytest.raises(ConfigError, match=rf'E-CFG-31 .*unknown key "{key}"') as error:
         section(**{key: 1})
     assert near is None or f"Did you mean {near}?" in str(error.value)
 
 
-@pytest.mark.parametrize("values", [
-    {"learning_rate": 0}, {"learning_rate": -1}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")},
-    {"per_device_train_batch_size": 0}, {"gradient_accumulation_steps": 0}, {"seed": -1}, {"seed": 2**64},
-    {"warmup_ratio": 1.5}, {"lr_scheduler_type": "exotic"}, {"max_length": 1}, {"num_train_epochs": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 0},
+        {"learning_rate": -1},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"per_device_train_batch_size": 0},
+        {"gradient_accumulation_steps": 0},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"warmup_ratio": 1.5},
+        {"lr_scheduler_type": "exotic"},
+        {"max_length": 1},
+        {"num_train_epochs": 0},
+    ],
+)
 def test_training_values_out_of_range_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         TrainingConfig(**values)
@@ -141,7 +150,7 @@ def test_the_ready_made_configurations_are_valid(name):
 
 
 def test_the_demos_configuration_is_the_demos_recipe():
-    from lorakeet.embedded import toolcalls
+    from lorakeet.demo_task import toolcalls
 
     config = resolve_config(file=Path(__file__).parents[2] / "configs" / "demo.yaml")
     assert config.training_config == TrainingConfig(**toolcalls.RECIPE)

@@ -10,19 +10,14 @@ import pytest
 
 from lorakeet.config import DataConfig, LoraConfig, TrainingConfig
 from lorakeet.config.foreign_keys import LORA_KEYS, TRAINING_KEYS, TRAINING_RENAMED
-from tests.config.test_foreign_keys import (
-    MODEL_CARD_PEFT,
-    MODEL_CARD_TRAINING,
-    NOTEBOOK_PEFT,
-    NOTEBOOK_TRAINING,
-)
+from tests.config.test_foreign_keys import MODEL_CARD_PEFT, MODEL_CARD_TRAINING, NOTEBOOK_PEFT, NOTEBOOK_TRAINING
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 BLOCK = re.compile(r"(<!-- written from foreign_keys\.py -->\n).*?(<!-- end -->\n)", re.S)
 
 
 def written_tables():
-    """Give the tables of keys that are no fields here, as Markdown."""
+    """Return the tables of keys that are no fields here, as Markdown."""
     lines = []
     for title, keys in (("training_config", TRAINING_KEYS), ("peft_config", LORA_KEYS)):
         groups = {}
@@ -39,7 +34,7 @@ def written_tables():
 
 
 def rows_of(section):
-    """Give the keys of the first column of the tables in a section, and of its text."""
+    """Return the keys of the first column of the tables in a section, and of its text."""
     text = PAGE.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     firsts = "\n".join(line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `"))
     return text, set(re.findall(r"`(\w+)`", firsts))
@@ -53,9 +48,7 @@ def test_every_key_of_ours_is_in_a_table(kind):
 def test_every_key_of_the_model_card_and_the_notebook_is_in_a_table_with_its_value():
     text, keys = rows_of("The model card's and the notebook's dictionaries")
     assert keys == {*MODEL_CARD_TRAINING, *MODEL_CARD_PEFT, *NOTEBOOK_TRAINING, *NOTEBOOK_PEFT}
-    rows = {
-        line.split("`")[1]: [cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if "| `" in line
-    }
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if "| `" in line}
     for column, given in ((1, MODEL_CARD_TRAINING | MODEL_CARD_PEFT), (2, NOTEBOOK_TRAINING | NOTEBOOK_PEFT)):
         for key, cells in rows.items():
             shown = repr(given[key]).replace("'", "") if key in given else ""

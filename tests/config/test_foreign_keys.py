@@ -10,33 +10,70 @@ from lorakeet.config.foreign_keys import LORA_KEYS, TRAINING_KEYS, TRAINING_RENA
 from lorakeet.errors import ConfigError
 
 MODEL_CARD_TRAINING = {
-    "bf16": True, "do_eval": False, "learning_rate": 5.0e-06, "log_level": "info", "logging_steps": 20,
-    "logging_strategy": "steps", "lr_scheduler_type": "cosine", "num_train_epochs": 1, "max_steps": -1,
-    "output_dir": "./checkpoint_dir", "overwrite_output_dir": True, "per_device_eval_batch_size": 4,
-    "per_device_train_batch_size": 4, "remove_unused_columns": True, "save_steps": 100, "save_total_limit": 1,
-    "seed": 0, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    "gradient_accumulation_steps": 1, "warmup_ratio": 0.2,
-}  # fmt: skip
+    "bf16": True,
+    "do_eval": False,
+    "learning_rate": 5.0e-06,
+    "log_level": "info",
+    "logging_steps": 20,
+    "logging_strategy": "steps",
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 1,
+    "max_steps": -1,
+    "output_dir": "./checkpoint_dir",
+    "overwrite_output_dir": True,
+    "per_device_eval_batch_size": 4,
+    "per_device_train_batch_size": 4,
+    "remove_unused_columns": True,
+    "save_steps": 100,
+    "save_total_limit": 1,
+    "seed": 0,
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "gradient_accumulation_steps": 1,
+    "warmup_ratio": 0.2,
+}
 MODEL_CARD_PEFT = {
-    "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "bias": "none", "task_type": "CAUSAL_LM",
-    "target_modules": "all-linear", "modules_to_save": None,
-}  # fmt: skip
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "bias": "none",
+    "task_type": "CAUSAL_LM",
+    "target_modules": "all-linear",
+    "modules_to_save": None,
+}
 NOTEBOOK_TRAINING = {
-    "output_dir": "./phi-3-mini-LoRA", "evaluation_strategy": "steps", "do_eval": True, "optim": "adamw_torch",
-    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "per_device_eval_batch_size": 8,
-    "log_level": "debug", "save_strategy": "epoch", "logging_steps": 100, "learning_rate": 1e-4, "fp16": False,
-    "bf16": True, "eval_steps": 100, "num_train_epochs": 3, "warmup_ratio": 0.1, "lr_scheduler_type": "linear",
-    "report_to": "none", "seed": 42,
-}  # fmt: skip
+    "output_dir": "./phi-3-mini-LoRA",
+    "evaluation_strategy": "steps",
+    "do_eval": True,
+    "optim": "adamw_torch",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "per_device_eval_batch_size": 8,
+    "log_level": "debug",
+    "save_strategy": "epoch",
+    "logging_steps": 100,
+    "learning_rate": 1e-4,
+    "fp16": False,
+    "bf16": True,
+    "eval_steps": 100,
+    "num_train_epochs": 3,
+    "warmup_ratio": 0.1,
+    "lr_scheduler_type": "linear",
+    "report_to": "none",
+    "seed": 42,
+}
 NOTEBOOK_PEFT = {
-    "r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "task_type": "CAUSAL_LM",
+    "r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "task_type": "CAUSAL_LM",
     "target_modules": ["k_proj", "q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"],
-}  # fmt: skip
+}
 
 
 @functools.cache
 def defaults(name):
-    """Give {key: default} of one of the field's dataclasses."""
+    """Return {key: default} of one of the field's dataclasses."""
     import peft
     import transformers
     import trl
@@ -133,12 +170,15 @@ def test_notes_stay_with_a_configuration_that_is_copied():
     assert config.model_copy(update={"training_config": settings}).notes == config.notes
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ({"do_eval": False}, "no"),
-    ({"do_eval": True}, "epoch"),
-    ({"do_eval": False, "eval_strategy": "steps"}, "steps"),
-    ({"evaluation_strategy": "epoch", "do_eval": False}, "epoch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"do_eval": False}, "no"),
+        ({"do_eval": True}, "epoch"),
+        ({"do_eval": False, "eval_strategy": "steps"}, "steps"),
+        ({"evaluation_strategy": "epoch", "do_eval": False}, "epoch"),
+    ],
+)
 def test_do_eval_matters_only_without_a_strategy(values, expected):
     assert TrainingConfig(**values).eval_strategy == expected
 
@@ -162,12 +202,20 @@ def test_enums_paths_sets_and_numbers_of_other_libraries_are_plain_values_here(t
     from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
     settings = TrainingConfig(
-        eval_strategy=IntervalStrategy.STEPS, lr_scheduler_type=SchedulerType.COSINE, output_dir=tmp_path,
-        seed=numpy.int64(3), learning_rate=numpy.float32(0.5), max_steps=1e3, weight_decay="1e-2",
-    )  # fmt: skip
+        eval_strategy=IntervalStrategy.STEPS,
+        lr_scheduler_type=SchedulerType.COSINE,
+        output_dir=tmp_path,
+        seed=numpy.int64(3),
+        learning_rate=numpy.float32(0.5),
+        max_steps=1e3,
+        weight_decay="1e-2",
+    )
     assert settings.model_dump(include={"eval_strategy", "lr_scheduler_type", "output_dir", "seed"}) == {
-        "eval_strategy": "steps", "lr_scheduler_type": "cosine", "output_dir": str(tmp_path), "seed": 3,
-    }  # fmt: skip
+        "eval_strategy": "steps",
+        "lr_scheduler_type": "cosine",
+        "output_dir": str(tmp_path),
+        "seed": 3,
+    }
     assert (settings.learning_rate, settings.max_steps, settings.weight_decay) == (0.5, 1000, 0.01)
     config = LoraConfig(task_type=peft.TaskType.CAUSAL_LM, target_modules={"v_proj", "q_proj"})
     assert (config.task_type, config.target_modules) == ("CAUSAL_LM", ["q_proj", "v_proj"])

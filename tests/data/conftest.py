@@ -85,9 +85,7 @@ def train_bpe(control=PHI3_CONTROL, *, rstrip=False, lstrip=False) -> Tokenizer:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator([CORPUS], trainer)
     return _finish(backend, [AddedToken(c, rstrip=rstrip, lstrip=lstrip, special=True) for c in control])
 
@@ -102,11 +100,7 @@ def train_unigram(control=PHI3_CONTROL, *, scheme="always", rstrip=False) -> Tok
     backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
     alphabet = sorted(set(CORPUS) | set(map(chr, range(32, 127))) | {"\n", "\t", "▁"})
     trainer = trainers.UnigramTrainer(
-        vocab_size=400,
-        initial_alphabet=alphabet,
-        special_tokens=["<unk>", *control],
-        unk_token="<unk>",
-        show_progress=False,
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<unk>", *control], unk_token="<unk>", show_progress=False
     )
     backend.train_from_iterator([CORPUS], trainer)
     return _finish(backend, [AddedToken(c, rstrip=rstrip, special=True) for c in control], unk_token="<unk>")

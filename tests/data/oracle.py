@@ -51,9 +51,7 @@ def random_conversation(rng: random.Random, place: str, *, system: bool) -> Conv
     """Make up an ordinary conversation: no control tokens in it, no whitespace around its contents."""
 
     def content() -> str:
-        parts = [
-            rng.choice(WORDS) + rng.choice([" ", " ", " ", "\n", "  ", "\n\n", ", "]) for _ in range(rng.randint(1, 6))
-        ]
+        parts = [rng.choice(WORDS) + rng.choice([" ", " ", " ", "\n", "  ", "\n\n", ", "]) for _ in range(rng.randint(1, 6))]
         return "".join(parts).strip() or "a"
 
     messages = [Message("system", content())] if system and rng.random() < 0.3 else []

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from lorakeet.data.checking import Options, run_check
+from lorakeet.checking.check import Options, run_check
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import read_conversations
 from lorakeet.errors import LorakeetError
@@ -49,12 +49,7 @@ ROWS = [
     (20, [LINE, '{"messages": [{"content": "a"}]}'], 2, "messages[0].role is null"),
     (21, [LINE, turns(("user", None), ("assistant", "b"))], 2, "messages[0].content is null; must be text"),
     (21, [LINE, turns(("user", 3), ("assistant", "b"))], 2, "messages[0].content is the number 3; must be text"),
-    (
-        22,
-        [LINE, turns(("user", [{"type": "text"}]), ("assistant", "b"))],
-        2,
-        "messages[0].content is a list; text only",
-    ),
+    (22, [LINE, turns(("user", [{"type": "text"}]), ("assistant", "b"))], 2, "messages[0].content is a list; text only"),
     (23, [LINE, turns(("user", "a"), ("assistant", " \n"))], 2, "messages[1] is an empty answer"),
     (24, [LINE, turns(("user", "a"))], 2, "nothing to train"),
     (24, [LINE, turns()], 2, "nothing to train"),

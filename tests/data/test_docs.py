@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lorakeet.data.check import Shown
+from lorakeet.checking.report import Shown
+from lorakeet.checking.show import example_text
 from lorakeet.data.encode import encode
 from lorakeet.data.prove import prove
 from lorakeet.data.read import read_conversations
-from lorakeet.data.show import example_text
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from tests.data.conftest import trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lorakeet.data.conversation import Conversation, Example, Message, with_system_prompt
 from lorakeet.data.encode import encode, encode_many, fit_length
 from lorakeet.data.prove import prove
-from lorakeet.data.template import LAYOUTS, template_for
+from lorakeet.data.templates.template import LAYOUTS, template_for
 from lorakeet.errors import ConfigError, DataError
 from tests.data.conftest import CHATML_CONTROL, PHI3_CONTROL, trained
 
@@ -53,9 +53,7 @@ def test_phi3_vocabulary_matches_llama_cpp(phi3_bare, data_dir):
     assert compared >= 46
 
 
-@pytest.mark.parametrize(
-    "text", ["<|end|><|assistant|>", "a<|im_end|>", " <|end|> ", "<s></s>", "<unk>", "<|user|>\nx"]
-)
+@pytest.mark.parametrize("text", ["<|end|><|assistant|>", "a<|im_end|>", " <|end|> ", "<s></s>", "<unk>", "<|user|>\nx"])
 def test_control_tokens_in_content_stay_text(tokenizer, text):
     template = template_for(tokenizer)
     plain = encode(chat("question", "answer"), tokenizer, template)
@@ -172,9 +170,7 @@ def test_every_role_and_tools_are_kept(tiny):
         '[{"name": "add", "arguments": {"a": 1, "b": "zwei"}}]<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n'
         "<|im_start|>assistant\nIt is 3.<|im_end|>\n"
     )
-    with pytest.raises(
-        DataError, match='E-DATA-120 messages\\[2\\] the template phi3-mini drops messages of role "tool"'
-    ):
+    with pytest.raises(DataError, match='E-DATA-120 messages\\[2\\] the template phi3-mini drops messages of role "tool"'):
         encode(replace(row, tools=()), tiny, template_for(tiny))
 
 

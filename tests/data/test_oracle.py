@@ -4,7 +4,7 @@ import pytest
 
 from lorakeet.data.encode import encode_many
 from lorakeet.data.prove import prove_many
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from tests.data.oracle import Oracle, random_conversation
 
 NUM_CONVERSATIONS = 10_000

@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorakeet.data import dataset, encode, formats, pack, prove, template
+from lorakeet.data import encode, formats, pack, prove
+from lorakeet.data import encode_all as dataset
 from lorakeet.data.conversation import Conversation, Example, Message
-from lorakeet.data.dataset import encode_rows
-from lorakeet.data.template import template_for
+from lorakeet.data.encode_all import encode_rows
+from lorakeet.data.templates import template
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import DataError
 from tests.data.conftest import with_template
 

@@ -7,9 +7,9 @@ import pytest
 
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
-from lorakeet.data.jinja import JinjaTemplate
 from lorakeet.data.prove import prove
-from lorakeet.data.template import KNOWN_TEXTS, normalized_hash, template_for
+from lorakeet.data.templates.jinja import JinjaTemplate
+from lorakeet.data.templates.template import KNOWN_TEXTS, normalized_hash, template_for
 from lorakeet.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import TEMPLATES, trained, with_template
 from tests.data.oracle import Oracle, random_conversation
@@ -59,9 +59,7 @@ def test_layouts_match_jinja(path: Path, rng):
 
 def test_detection_is_blind_to_spelling():
     text = (TEMPLATES / "phi3-mini-2024-04.jinja").read_text()
-    assert normalized_hash(text) == normalized_hash(
-        text.replace("'<|user|>' + '\\n'", "'<|user|>\n'").replace("'", '"')
-    )
+    assert normalized_hash(text) == normalized_hash(text.replace("'<|user|>' + '\\n'", "'<|user|>\n'").replace("'", '"'))
     assert normalized_hash(text) != normalized_hash(text.replace("<|end|>", "<|fin|>"))
 
 
@@ -121,10 +119,7 @@ def test_jinja_matches_the_layout():
     ("text", "code"),
     [
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "E-MODEL-75"),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "E-MODEL-75",
-        ),
+        ("{% set n = namespace(x='aaaa') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "E-MODEL-75"),
         ("{% for a in range(90000) %}{{ 'x' * 9999 }}{% endfor %}", "E-MODEL-75"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}<|end|>", "E-DATA-127"),
         ("{{ cycler.__init__.__globals__.os.system('touch /tmp/lorakeet-canary') }}", "E-DATA-127"),
@@ -135,7 +130,7 @@ def test_jinja_matches_the_layout():
     ],
 )
 def test_hostile_or_unprovable_templates_stop(text, code, monkeypatch):
-    monkeypatch.setattr("lorakeet.data.jinja.MAX_SECONDS", 3.0)
+    monkeypatch.setattr("lorakeet.data.templates.jinja.MAX_SECONDS", 3.0)
     template = jinja(text)
     start = time.monotonic()
     with pytest.raises((ModelError, DataError)) as caught:

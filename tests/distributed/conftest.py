@@ -16,9 +16,13 @@ def torchrun():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
         settings = {"OMP_NUM_THREADS": "1", "LORAKEET_COMPILE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
             env=os.environ | settings | environment,
-        )  # fmt: skip
+        )
 
     return start
 

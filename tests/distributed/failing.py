@@ -7,7 +7,7 @@ import sys
 from lorakeet import dist
 from lorakeet.cli import main
 from lorakeet.errors import TrainingError
-from lorakeet.training import trainer
+from lorakeet.training import loop as trainer
 
 how, *arguments = sys.argv[1:]
 step, count = trainer.train_step, 0

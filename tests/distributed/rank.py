@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from lorakeet import dist
 from lorakeet.config import TrainingConfig
-from lorakeet.training import checkpoint, parallel
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.trainer import Trainer
+from lorakeet.rundir import checkpoint
+from lorakeet.training import parallel
+from lorakeet.training.loop import Trainer
+from lorakeet.training.reporting import Reporters
 from tests.training.tiny import build_model, ragged_rows
 
 DEVICE = "cuda" if os.environ.get("LORAKEET_TEST_CUDA") else "cpu"

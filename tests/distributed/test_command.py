@@ -11,14 +11,7 @@ from safetensors.torch import load_file
 
 from lorakeet.cli import main
 
-OPTIONS = [
-    "--set",
-    "peft_config.r=2",
-    "--set",
-    "training_config.logging_steps=1",
-    "--set",
-    "training_config.bf16=false",
-]
+OPTIONS = ["--set", "peft_config.r=2", "--set", "training_config.logging_steps=1", "--set", "training_config.bf16=false"]
 
 
 def command(model, data, run, *more):
@@ -80,9 +73,7 @@ def test_a_process_that_fails_ends_all_and_says_why_once(run_to_end, tiny_model_
     ended = run_to_end("-m", "tests.distributed.failing", how, *start)
     assert time.monotonic() - began < 80
     assert ended.returncode != 0
-    lines = [
-        line for line in ended.stderr.splitlines() if re.match(r"(E-[A-Z]+-\d+|This is a defect|Interrupted)", line)
-    ]
+    lines = [line for line in ended.stderr.splitlines() if re.match(r"(E-[A-Z]+-\d+|This is a defect|Interrupted)", line)]
     assert len(lines) == 1
     assert lines[0].startswith(code)
     if how == "raises":

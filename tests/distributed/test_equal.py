@@ -20,15 +20,18 @@ CASES = {
     "accumulated": {"settings": FOUR | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
     "clipped": {"settings": FOUR | {"max_grad_norm": 0.5}},
     "ragged": {"settings": FOUR | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5}, "rows": 23},
-    "ragged fsdp": {"settings": FOUR | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5},
-                    "fsdp": True, "rows": 23},
+    "ragged fsdp": {
+        "settings": FOUR | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 5},
+        "fsdp": True,
+        "rows": 23,
+    },
     "dropout": {"settings": FOUR, "lora": {"lora_dropout": 0.1}},
     "dropout first": {"settings": FOUR, "lora": {"lora_dropout": 0.1}, "stop_at": 3},
     "dropout second": {"settings": FOUR, "lora": {"lora_dropout": 0.1}, "resume": "dropout first"},
     "two": {"settings": FOUR, "stop_at": 2},
     "one to two": {"settings": FOUR, "resume": "one"},
     "one to two fsdp": {"settings": FOUR, "resume": "one", "fsdp": True},
-}  # fmt: skip
+}
 ALONE = {
     "eight": {"settings": EIGHT, "held_out": 5},
     "eight first": {"settings": {"per_device_train_batch_size": 8, **ONE_STEP}},
@@ -37,9 +40,16 @@ ALONE = {
     "one": {"settings": EIGHT, "stop_at": 2},
 }
 SAME_AS = {
-    "ddp": "eight", "fsdp": "eight", "first": "eight first", "accumulated": "eight", "clipped": "eight clipped",
-    "ragged": "ten", "ragged fsdp": "ten", "one to two": "eight", "one to two fsdp": "eight",
-}  # fmt: skip
+    "ddp": "eight",
+    "fsdp": "eight",
+    "first": "eight first",
+    "accumulated": "eight",
+    "clipped": "eight clipped",
+    "ragged": "ten",
+    "ragged fsdp": "ten",
+    "one to two": "eight",
+    "one to two fsdp": "eight",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +58,9 @@ def results(tmp_path_factory, run_to_end):
     out = tmp_path_factory.mktemp("runs")
     for name, case in ALONE.items():
         train_case(f"{out}/{name}", **case)
-    cases = {name: {**case, **({"resume": f"{out}/{case['resume']}"} if "resume" in case else {})}
-             for name, case in CASES.items()}  # fmt: skip
+    cases = {
+        name: {**case, **({"resume": f"{out}/{case['resume']}"} if "resume" in case else {})} for name, case in CASES.items()
+    }
     (out / "plan.json").write_text(json.dumps({"out": str(out), "cases": cases}))
     ended = run_to_end("-m", "tests.distributed.rank", str(out / "plan.json"))
     assert ended.returncode == 0, ended.stderr

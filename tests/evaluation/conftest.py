@@ -5,10 +5,10 @@ import torch
 
 from lorakeet.config import LoraConfig
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from lorakeet.lora.inject import inject, lora_layers
-from lorakeet.models.config import Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
 from tests.data.conftest import trained
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
@@ -26,12 +26,18 @@ def template(tokenizer):
 
 def build_base():
     torch.manual_seed(0)
-    model = Phi3ForCausalLM(
-        Phi3Config(
-            vocab_size=640, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=200, original_max_position_embeddings=200,
+    model = CausalLM(
+        DecoderConfig(
+            vocab_size=640,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=200,
+            original_max_position_embeddings=200,
         )
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -10,7 +10,7 @@ from rich.console import Console
 from lorakeet.errors import DataError
 from lorakeet.evaluation.compare import Evaluation
 from lorakeet.evaluation.metrics import text_metrics
-from lorakeet.evaluation.report import answers_to_dicts, live_progress, print_comparison, to_dict
+from lorakeet.evaluation.tables import answers_to_dicts, live_progress, print_comparison, to_dict
 
 
 @pytest.fixture
@@ -80,8 +80,11 @@ def test_answers_are_readable_in_80_columns(evaluation, tuned):
     assert max(map(len, lines)) <= 80
     first = [line.split()[0] for line in lines[-6:] if line]
     assert [name for name in first if name in ("prompt", "reference", "base", "tuned")] == [
-        "prompt", "reference", "base", "tuned",
-    ]  # fmt: skip
+        "prompt",
+        "reference",
+        "base",
+        "tuned",
+    ]
     assert f"tuned      {long}" in lines
     assert lines[-2:] == [" " * 11 + "x" * 69, " " * 11 + "x" * 21]
 
@@ -93,9 +96,7 @@ def test_rejects_no_rows_at_all(tokenizer, template):
 
 def test_progress_tells_of_every_part(evaluation, tuned):
     told = {}
-    dataclasses.replace(evaluation, on_progress=lambda what, done, total: told.update({what: (done, total)})).compare(
-        tuned
-    )
+    dataclasses.replace(evaluation, on_progress=lambda what, done, total: told.update({what: (done, total)})).compare(tuned)
     assert list(told) == ["loss, base", "answers, base", "loss, tuned", "answers, tuned"]
     assert told["loss, tuned"] == (9, 9)
 

@@ -4,7 +4,7 @@ import random
 import shutil
 from pathlib import Path
 
-from lorakeet.training.checkpoint import checkpoints, load_newest, recorded_identity
+from lorakeet.rundir.checkpoint import checkpoints, load_newest, recorded_identity
 from tests.faults.runs import Outcome, World
 
 

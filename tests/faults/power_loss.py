@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakeet.errors import LorakeetError
-from lorakeet.training.checkpoint import load_newest, recorded_identity
+from lorakeet.rundir.checkpoint import load_newest, recorded_identity
 from tests.faults.disk import Record, recorded
 from tests.faults.runs import Outcome, World
 
@@ -28,11 +28,11 @@ class File:
     unsynced: list[tuple[int, bytes]] = field(default_factory=list)
 
     def content(self) -> bytes:
-        """Give what the system would read."""
+        """Return what the system would read."""
         return _written(self.on_disk, self.unsynced)
 
     def after_loss(self, dice: random.Random) -> bytes:
-        """Give what may be on disk: any pages of the writes that nobody forced there."""
+        """Return what may be on disk: any pages of the writes that nobody forced there."""
         chance = dice.choice((0.0, 0.5, 1.0))
         pages = [
             (offset + at, data[at : at + _PAGE])
@@ -62,7 +62,7 @@ class Directory:
         self.on_disk, self.unsynced = dict(self.names), []
 
     def after_loss(self, dice: random.Random) -> dict[str, "File | Directory"]:
-        """Give the names that may be on disk: a journal's beginning, or any of the changes."""
+        """Return the names that may be on disk: a journal's beginning, or any of the changes."""
         changes = self.unsynced
         if dice.random() < 0.5:
             changes = changes[: dice.randint(0, len(changes))]

@@ -21,13 +21,21 @@ from typing import Any
 
 SETTINGS = {
     "training_config": {
-        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "packing": True,
-        "max_length": 64, "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 5, "bf16": False,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "packing": True,
+        "max_length": 64,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "bf16": False,
         "learning_rate": 1e-2,
     },
     "peft_config": {"r": 2, "lora_dropout": 0.1},
     "data": {"eval_fraction": 0.1},
-}  # fmt: skip
+}
 _LENGTH = {"num_train_epochs": None, "max_steps": 4, "save_steps": 2}
 SHORT = {
     "training_config": {**SETTINGS["training_config"], **_LENGTH},
@@ -61,7 +69,7 @@ class World:
     """How long the undisturbed run takes."""
 
     def arguments(self, run: Path) -> list[str]:
-        """Give the command that begins a run, and goes on with it, without anybody looking."""
+        """Return the command that begins a run, and goes on with it, without anybody looking."""
         keys = [(section, key, value) for section, part in self.settings.items() for key, value in part.items()]
         sets = [f"{section}.{key}={value}" for section, key, value in keys if value is not None]
         flags = [flag for text in sets for flag in ("--set", text)]

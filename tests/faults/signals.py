@@ -13,10 +13,10 @@ from tests.faults.runs import Child, Outcome, World
 
 PHASES = {
     "loading": "lorakeet.models.weights:load_weights",
-    "encoding": "lorakeet.data.dataset:encode_many",
-    "evaluation": "lorakeet.training.trainer:evaluate_loss",
-    "training": "lorakeet.training.trainer:packed_loss",
-    "saving": "lorakeet.training.checkpoint:_compare",
+    "encoding": "lorakeet.data.encode_all:encode_many",
+    "evaluation": "lorakeet.training.loop:evaluate_loss",
+    "training": "lorakeet.training.loop:packed_loss",
+    "saving": "lorakeet.rundir.checkpoint:_compare",
     "the adapter": "lorakeet.api:save_adapter",
 }
 """What is slowed down so that a signal meets it."""

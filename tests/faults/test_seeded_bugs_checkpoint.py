@@ -12,17 +12,17 @@ from lorakeet.errors import AdapterError, CheckpointError, ConfigError, Training
 from lorakeet.files import safetensors_file
 from lorakeet.lora import adapter, inject
 from lorakeet.lora.adapter import load_adapter, save_adapter
-from lorakeet.training import checkpoint, trainer
-from lorakeet.training.checkpoint import check_manifest, load_newest, save_checkpoint
-from lorakeet.training.coverage import check_coverage
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.trainer import Trainer
+from lorakeet.rundir import checkpoint
+from lorakeet.rundir.checkpoint import check_manifest, load_newest, save_checkpoint
+from lorakeet.training import loop as trainer
+from lorakeet.training.adapted_layers import check_coverage
+from lorakeet.training.loop import Trainer
+from lorakeet.training.reporting import Reporters
 
 TARGETS = ["qkv_proj", "gate_up_proj"]
 SETTINGS = TrainingConfig(
-    learning_rate=1e-2, eval_strategy="no", num_train_epochs=2, gradient_accumulation_steps=2,
-    per_device_train_batch_size=3,
-)  # fmt: skip
+    learning_rate=1e-2, eval_strategy="no", num_train_epochs=2, gradient_accumulation_steps=2, per_device_train_batch_size=3
+)
 
 
 # 18: targets miss

@@ -14,9 +14,9 @@ from lorakeet.config import TrainingConfig
 from lorakeet.errors import AdapterError, TrainingError
 from lorakeet.evaluation import perplexity
 from lorakeet.lora.adapter import save_adapter
-from lorakeet.training import trainer
-from lorakeet.training.checkpoint import checkpoints, load_newest, save_checkpoint
-from lorakeet.training.metrics import Reporters
+from lorakeet.rundir.checkpoint import checkpoints, load_newest, save_checkpoint
+from lorakeet.training import loop as trainer
+from lorakeet.training.reporting import Reporters
 from tests.training import conftest as tiny
 
 make_model, examples = tiny.make_model, tiny.examples

@@ -18,17 +18,24 @@ from lorakeet.lora import adapter, layers, targets
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.inject import inject
 from lorakeet.models.weights import load_model
-from lorakeet.training import trainer as trainer_module
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.optim import build_optimizer
-from lorakeet.training.trainer import Trainer, train_step
+from lorakeet.training import loop as trainer_module
+from lorakeet.training.loop import Trainer, train_step
+from lorakeet.training.optimizer import build_optimizer
+from lorakeet.training.reporting import Reporters
 
 
 def settings(**values):
-    return TrainingConfig(**{
-        "learning_rate": 1e-2, "eval_strategy": "no", "per_device_train_batch_size": 2, "logging_steps": 1,
-        "gradient_accumulation_steps": 2, "max_steps": 6, **values,
-    })  # fmt: skip
+    return TrainingConfig(
+        **{
+            "learning_rate": 1e-2,
+            "eval_strategy": "no",
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 6,
+            **values,
+        }
+    )
 
 
 class Recorder:
@@ -56,7 +63,7 @@ def trainable(model):
 
 
 def gradients(make_model, examples, count):
-    """Give the gradient of one step over eight ragged rows in `count` micro-batches."""
+    """Return the gradient of one step over eight ragged rows in `count` micro-batches."""
     size = 8 // count
     batches = [pack(examples[i * size : (i + 1) * size]) for i in range(count)]
     model = make_model()
@@ -78,9 +85,10 @@ def test_1_a_mean_of_means_is_found_by_cutting_the_same_step_otherwise(make_mode
         monkeypatch.setattr(
             trainer_module,
             "packed_loss",
-            lambda model, batch, count=count, **options: sum_loss(model, batch, **options)
-            / batch.num_supervised_tokens * total / count,
-        )  # fmt: skip
+            lambda model, batch, count=count, **options: (
+                sum_loss(model, batch, **options) / batch.num_supervised_tokens * total / count
+            ),
+        )
         assert apart(gradients(make_model, examples, count), truth) > 1e-2
 
 
@@ -127,9 +135,7 @@ def test_17_reentrant_checkpointing_over_a_frozen_base_is_stopped_at_the_first_s
     model = make_model()
     for layer in model.model.layers:
         forward = layer.forward
-        layer.forward = lambda *args, forward=forward: torch.utils.checkpoint.checkpoint(
-            forward, *args, use_reentrant=True
-        )
+        layer.forward = lambda *args, forward=forward: torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=True)
     with pytest.raises(TrainingError, match=r"E-TRAIN-17 step 1 no gradient reaches any parameter"):
         Trainer(model, settings(max_steps=1), examples).run(Reporters())
 
@@ -148,15 +154,23 @@ def test_17_a_product_that_forgets_its_gradient_is_stopped_at_the_first_step(mak
 def base(tmp_path):
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
     transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 
 def beside_peft(base, folder, config):
-    """Give how far our logits and those of PEFT with the adapter that we save are apart."""
+    """Return how far our logits and those of PEFT with the adapter that we save are apart."""
     model = inject(load_model(base, dtype=torch.float32), config).eval()
     with torch.no_grad():
         for name, param in model.named_parameters():
@@ -221,7 +235,7 @@ def test_27_a_schedule_stepped_by_micro_batch_leaves_the_golden_list(make_model,
 
 @pytest.fixture
 def halfway(make_model, examples):
-    """Give a run's end, its state after three steps, and a way to end it from such a state."""
+    """Return a run's end, its state after three steps, and a way to end it from such a state."""
     kept = {}
     straight = Trainer(make_model(), settings(), examples)
     straight.run(Reporters(), lambda step: kept.update({step: copy.deepcopy(straight.state())}))

@@ -28,9 +28,7 @@ def tensor(begin, end, shape=(2,), dtype="F32"):
 
 
 GOOD = layout({"a": tensor(0, 8), "b": tensor(8, 16)}, b"\0" * 16)
-REPEATED = (
-    b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-)
+REPEATED = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 
 
 def test_entries_and_bytes_match_safetensors(tmp_path):
@@ -54,9 +52,7 @@ def test_entries_and_bytes_match_safetensors(tmp_path):
 
 def test_unaligned_tensor_is_read(tmp_path):
     values = torch.tensor([1.5, -2.0])
-    (tmp_path / "f").write_bytes(
-        layout(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}   ', values.numpy().tobytes())
-    )
+    (tmp_path / "f").write_bytes(layout(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}   ', values.numpy().tobytes()))
     entries = read_header(tmp_path / "f")
     assert entries["a"].begin % 4
     with mapped(tmp_path / "f") as mapping:
@@ -77,10 +73,14 @@ def test_written_file_loads_in_safetensors(tmp_path, dtype):
 
 def test_all_types_in_one_file_match_safetensors(tmp_path):
     state = {
-        "odd": torch.arange(3, dtype=torch.uint8), "flag": torch.tensor([True, False]), "none": torch.zeros(0, 4),
-        "view": torch.randn(4, 4)[:, 1], "half": torch.randn(3).bfloat16(), "count": torch.tensor(7),
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "flag": torch.tensor([True, False]),
+        "none": torch.zeros(0, 4),
+        "view": torch.randn(4, 4)[:, 1],
+        "half": torch.randn(3).bfloat16(),
+        "count": torch.tensor(7),
         "wide": torch.randn(2, dtype=torch.float64),
-    }  # fmt: skip
+    }
     write_tensors(tmp_path / "ours", state, {"note": "x"})
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "theirs", {"note": "x"})
     for found in (load_file(tmp_path / "ours"), read_tensors(tmp_path / "theirs", ModelError)[0]):

@@ -8,30 +8,103 @@ import random
 from typing import Any
 
 ROWS: list[dict[str, Any]] = [
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|end|>"},
-                  {"role": "assistant", "content": "Hello!", "weight": 1}]},
-    {"messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": None, "tool_calls": [
-        {"type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Oslo\"}"}}]}],
-     "tools": [{"name": "weather"}]},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call",
-                        "value": "{\"name\": \"f\", \"arguments\": {}}"}, {"from": "observation", "value": "1"},
-                       {"from": "gpt", "value": "b"}], "system": "S"},
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi <|end|>"},
+            {"role": "assistant", "content": "Hello!", "weight": 1},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "Rain?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}],
+            },
+        ],
+        "tools": [{"name": "weather"}],
+    },
+    {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+            {"from": "observation", "value": "1"},
+            {"from": "gpt", "value": "b"},
+        ],
+        "system": "S",
+    },
     {"instruction": "Translate.", "input": "dog 🐕", "output": "Hund", "history": [["q", "a"]]},
     {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
     {"question": "6*7?", "answer": "42"},
     {"text": "Once upon a time, é你."},
-]  # fmt: skip
+]
 TOKENS = [
-    b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"null",
-    b"true", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"\r\n", b"[" * 2000,
-    b'{"a":' * 40, b"9" * 5000, b"\xf0\x9f", b'"role"', b'"messages"', b"<|end|>", b"\xe2\x80\xa8",
-    b"PAR1", b"\x1f\x8b\x08", b"",
-]  # fmt: skip
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\\",
+    b"\\ud800",
+    b"\\u0000",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"null",
+    b"true",
+    b"\0",
+    b"\xff",
+    b"\xfe\xff",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"[" * 2000,
+    b'{"a":' * 40,
+    b"9" * 5000,
+    b"\xf0\x9f",
+    b'"role"',
+    b'"messages"',
+    b"<|end|>",
+    b"\xe2\x80\xa8",
+    b"PAR1",
+    b"\x1f\x8b\x08",
+    b"",
+]
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 0.5, 10**30, "", " ", "x", "User", "tool", "system", "assistant", "[", "[{}]", "{}",
-    "<|end|><|assistant|>", "\u2028", [], {}, [[]], [None], {"role": "user"}, {"name": "f"}, "e\u0301", "\ufdd01\ufdd1",
+    None,
+    True,
+    False,
+    0,
+    -1,
+    0.5,
+    10**30,
+    "",
+    " ",
+    "x",
+    "User",
+    "tool",
+    "system",
+    "assistant",
+    "[",
+    "[{}]",
+    "{}",
+    "<|end|><|assistant|>",
+    "\u2028",
+    [],
+    {},
+    [[]],
+    [None],
+    {"role": "user"},
+    {"name": "f"},
+    "e\u0301",
+    "\ufdd01\ufdd1",
     "\U0010ff00",
-]  # fmt: skip
+]
 
 
 def good_rows(rng: random.Random) -> list[dict[str, Any]]:
@@ -122,10 +195,4 @@ def spoiled_file(kind: str, rng: random.Random) -> bytes:
     return spoil_bytes(WRITERS[kind](rows), rng)
 
 
-WRITERS = {
-    "jsonl": write_jsonl,
-    "json": write_json,
-    "csv": write_csv,
-    "parquet": write_parquet,
-    "jsonl.gz": write_gz,
-}
+WRITERS = {"jsonl": write_jsonl, "json": write_json, "csv": write_csv, "parquet": write_parquet, "jsonl.gz": write_gz}

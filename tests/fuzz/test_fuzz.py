@@ -12,7 +12,7 @@ import pytest
 from lorakeet.data.encode import encode
 from lorakeet.data.prove import prove
 from lorakeet.data.read import read_conversations
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import LorakeetError
 from tests.data.conftest import trained
 from tests.fuzz.mutate import WRITERS, good_rows, spoiled_file

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lorakeet.models.config import LongRope, Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.config import DecoderConfig, LongRope
+from lorakeet.models.decoder import CausalLM
 
 SWITCH = 16
 SMALL = {
@@ -36,7 +36,7 @@ def build():
 
     def build_model(dtype=torch.float32, **changes):
         torch.manual_seed(0)
-        model = Phi3ForCausalLM(Phi3Config(**{**SMALL, **changes})).eval()
+        model = CausalLM(DecoderConfig(**{**SMALL, **changes})).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:

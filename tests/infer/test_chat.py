@@ -5,10 +5,10 @@ import torch
 
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
-from lorakeet.data.template import template_for
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError
-from lorakeet.infer import chat
-from lorakeet.infer.chat import ChatSession, run_chat
+from lorakeet.infer import chat_session as chat
+from lorakeet.infer.chat_session import ChatSession, run_chat
 from lorakeet.infer.engine import generate
 from tests.data.conftest import trained
 
@@ -45,9 +45,7 @@ def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
 def test_a_reply_says_how_it_came_about(session):
     pieces = []
     reply = session.ask("hello", on_text=pieces.append)
-    (alone,) = generate(
-        session.model, [prompt_of(session, ("user", "hello"))], stop_ids=session.stop_ids, max_new_tokens=8
-    )
+    (alone,) = generate(session.model, [prompt_of(session, ("user", "hello"))], stop_ids=session.stop_ids, max_new_tokens=8)
     assert "".join(pieces) == reply.text == session.tokenizer.decode(alone.ids, skip_control=True)
     assert reply.num_prompt_tokens == len(prompt_of(session, ("user", "hello")))
     assert (reply.num_answer_tokens, reply.stop_reason) == (len(alone.ids), alone.stop_reason)

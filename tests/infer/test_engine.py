@@ -46,13 +46,7 @@ def test_longrope_switch_is_crossed_where_the_reference_crosses_it(build, uncach
         {"num_key_value_heads": 4},
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
         {"sliding_window": 6},
-        {
-            "rope_scaling": {
-                "rope_type": "longrope",
-                "short_factor": [1.0, 1.1, 1.3, 1.6],
-                "long_factor": [1.0, 2.0, 5.0, 9.0],
-            }
-        },
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 5.0, 9.0]}},
     ],
     ids=["multi-head", "grouped-tied", "sliding-window", "longrope"],
 )
@@ -70,9 +64,11 @@ def test_greedy_answers_match_transformers(tmp_path, small, prompts, changes):
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.inference_mode():
             out = theirs.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False,
                 max_new_tokens=num_tokens,
-            )  # fmt: skip
+            )
         expected = out[0, len(prompt) :].tolist()
         assert answer.ids == (expected[:-1] if expected[-1] == 2 else expected)
 
@@ -175,7 +171,7 @@ def test_bf16_answers_follow_their_own_uncached_logits(build, next_logits, promp
 
 
 def test_compiled_layers_give_the_same_answers(build, prompts):
-    from lorakeet.ops.compiling import can_compile
+    from lorakeet.machine.compiling import can_compile
 
     if not can_compile():
         pytest.skip("no C++ compiler")

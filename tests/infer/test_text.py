@@ -7,18 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.infer.text import REPLACEMENT, TextStream
+from lorakeet.infer.text_stream import REPLACEMENT, TextStream
 
-TEXTS = [
-    "",
-    "Hello there",
-    "  two  spaces ",
-    "ça va? привет 你好",
-    "👩‍👩‍👧 family 🇩🇪",
-    "a\n\nb\t",
-    "é" * 5,
-    "\ufffd odd",
-]
+TEXTS = ["", "Hello there", "  two  spaces ", "ça va? привет 你好", "👩‍👩‍👧 family 🇩🇪", "a\n\nb\t", "é" * 5, "\ufffd odd"]
 
 
 def byte_level():

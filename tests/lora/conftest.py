@@ -63,7 +63,7 @@ def toy() -> Callable[[], nn.Module]:
 
 @pytest.fixture
 def fill() -> Callable[[nn.Module], nn.Module]:
-    """Give everything that trains random values, as training would."""
+    """Return everything that trains random values, as training would."""
 
     def apply(model: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(1)

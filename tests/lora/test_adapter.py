@@ -84,9 +84,7 @@ def test_loads_into_merged_layers_without_harm(saved: Path, toy: Build, fill: Fi
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_wrapped_models_save_under_the_names_of_what_they_wrap(
-    wrap: Any, saved: Path, toy: Build, tmp_path: Path
-) -> None:
+def test_wrapped_models_save_under_the_names_of_what_they_wrap(wrap: Any, saved: Path, toy: Build, tmp_path: Path) -> None:
     wrapped = wrap(lora.inject(toy(), lora.LoraConfig(r=2, lora_alpha=4)))
     lora.load_adapter(wrapped, saved)
     lora.save_adapter(wrapped, tmp_path / "again")
@@ -115,9 +113,7 @@ def test_a_write_that_fails_leaves_the_old_adapter(saved: Path, toy: Build, monk
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_a_file_that_reads_back_otherwise_is_noticed(
-    toy: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_reads_back_otherwise_is_noticed(toy: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = safetensors_file.write_tensors
 
     def corrupt(path: Path, *given: Any) -> None:
@@ -240,8 +236,7 @@ def test_a_hostile_regular_expression_is_never_run(saved: Path, toy: Build) -> N
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "5", "{", '{"r": 2, "r": 3}', '{"r": NaN}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")],
+    "text", ["", "[]", "5", "{", '{"r": 2, "r": 3}', '{"r": NaN}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
 )
 def test_config_must_be_one_json_object(text: str | bytes, saved: Path, toy: Build) -> None:
     (saved / CONFIG).write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -6,9 +6,9 @@ from torch import nn
 from lorakeet.config import LoraConfig
 from lorakeet.errors import ConfigError
 from lorakeet.lora.fused import in_fused_names
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.decoder import CausalLM
 
-PARTS = Phi3ForCausalLM.packed_modules_mapping
+PARTS = CausalLM.packed_modules_mapping
 
 
 class Layer(nn.Module):
@@ -37,15 +37,18 @@ def test_the_notebooks_names_mean_all_four_layers():
     ]
 
 
-@pytest.mark.parametrize(("key", "names", "text"), [
-    ("target_modules", ["q_proj", "v_proj", "o_proj"], "names q_proj and v_proj but not k_proj"),
-    ("target_modules", ["up_proj"], "names up_proj but not gate_proj"),
-    ("target_modules", ["qkv_proj", "q_proj"], "names q_proj but not k_proj and v_proj"),
-    ("exclude_modules", ["v_proj"], "names v_proj but not q_proj and k_proj"),
-    ("modules_to_save", ["gate_proj"], "names gate_proj but not up_proj"),
-    ("rank_pattern", {"q_proj": 4}, "names q_proj but not k_proj and v_proj"),
-    ("rank_pattern", {"q_proj": 4, "k_proj": 4, "v_proj": 8}, "wants q_proj, k_proj and v_proj to differ"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "names", "text"),
+    [
+        ("target_modules", ["q_proj", "v_proj", "o_proj"], "names q_proj and v_proj but not k_proj"),
+        ("target_modules", ["up_proj"], "names up_proj but not gate_proj"),
+        ("target_modules", ["qkv_proj", "q_proj"], "names q_proj but not k_proj and v_proj"),
+        ("exclude_modules", ["v_proj"], "names v_proj but not q_proj and k_proj"),
+        ("modules_to_save", ["gate_proj"], "names gate_proj but not up_proj"),
+        ("rank_pattern", {"q_proj": 4}, "names q_proj but not k_proj and v_proj"),
+        ("rank_pattern", {"q_proj": 4, "k_proj": 4, "v_proj": 8}, "wants q_proj, k_proj and v_proj to differ"),
+    ],
+)
 def test_parts_of_a_fused_layer_stop_the_run(key, names, text):
     with pytest.raises(ConfigError, match=rf"^E-CFG-42 peft_config\.{key} {text}; the model has them fused in one "):
         renamed(**{key: names})
@@ -60,9 +63,7 @@ def test_a_single_layer_may_be_named_by_its_path():
 
 def test_patterns_with_one_value_move_to_the_layer():
     parts = {"gate_proj": 2, "up_proj": 2}
-    config, _ = renamed(
-        target_modules="all-linear", rank_pattern=parts, alpha_pattern={"^0.gate_proj": 3.0, "^0.up_proj": 3.0}
-    )
+    config, _ = renamed(target_modules="all-linear", rank_pattern=parts, alpha_pattern={"^0.gate_proj": 3.0, "^0.up_proj": 3.0})
     assert config.rank_pattern == {"gate_up_proj": 2}
     assert config.alpha_pattern == {"^0.gate_up_proj": 3.0}
 

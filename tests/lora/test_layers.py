@@ -37,9 +37,7 @@ def test_merged_linear_equals_one_linear_per_slice(
     pattern: list[bool], sizes: list[int], fan: bool, dtype: torch.dtype
 ) -> None:
     layer = trained(
-        lora.MergedLinear(
-            6, 12, r=2, lora_alpha=4, enable_lora=pattern, slice_sizes=sizes, fan_in_fan_out=fan, dtype=dtype
-        )
+        lora.MergedLinear(6, 12, r=2, lora_alpha=4, enable_lora=pattern, slice_sizes=sizes, fan_in_fan_out=fan, dtype=dtype)
     )
     x = torch.randn(4, 6, dtype=dtype)
     weight = layer.weight.T if fan else layer.weight

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora import loftq
 from lorakeet.lora.adapter import WEIGHTS_FILE, adapter_extra, load_adapter, save_adapter
 from lorakeet.lora.inject import inject, lora_layers, merge_and_unload, remove
-from lorakeet.lora.loftq import BEGINNING_FILE
+from lorakeet.lora.starts import loftq
+from lorakeet.lora.starts.loftq import BEGINNING_FILE
 from lorakeet.quant.layers import Linear4bit, Linear8bit
 
 NAMES = ["0", "2"]
@@ -21,9 +21,7 @@ NAMES = ["0", "2"]
 
 def plain():
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(128, 192, bias=False), torch.nn.ReLU(), torch.nn.Linear(192, 64, bias=False)
-    )
+    return torch.nn.Sequential(torch.nn.Linear(128, 192, bias=False), torch.nn.ReLU(), torch.nn.Linear(192, 64, bias=False))
 
 
 def quantised(kind=Linear4bit):
@@ -39,7 +37,7 @@ def config(**values):
 
 
 def started(kind=Linear4bit, **values):
-    """Give a quantised model whose adapters begin with the rounding error."""
+    """Return a quantised model whose adapters begin with the rounding error."""
     base = plain()
     return inject(quantised(kind), config(**values), original_weight=lambda path: base.get_submodule(path).weight)
 
@@ -70,9 +68,10 @@ def test_the_base_stays_the_quantised_one_that_everybody_has():
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"use_rslora": True}, {"rank_pattern": {"2": 2}, "alpha_pattern": {"0": 5}}],
+    "values",
+    [{}, {"use_rslora": True}, {"rank_pattern": {"2": 2}, "alpha_pattern": {"0": 5}}],
     ids=["plain", "rslora", "patterns"],
-)  # fmt: skip
+)
 def test_a_saved_adapter_is_right_on_the_quantised_and_on_the_original_base(values, tmp_path):
     model = started(**values)
     begun = {path: layer.delta_weight(torch.float32) for path, layer in lora_layers(model)}

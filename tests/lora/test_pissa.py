@@ -92,7 +92,6 @@ def test_layers_that_cannot_start_so_are_refused_before_anything_changes():
     assert model[0] is first
     assert torch.equal(model[0].weight, before)
     with pytest.raises(ConfigError, match="E-CFG-172"):
-        inject(torch.nn.Sequential(torch.nn.Linear(4, 4)),
-               LoraConfig(r=8, target_modules=["0"], init_lora_weights="pissa"))  # fmt: skip
+        inject(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=8, target_modules=["0"], init_lora_weights="pissa"))
     with pytest.raises(ConfigError, match="pissa_niter_N"):
         LoraConfig(init_lora_weights="olora")

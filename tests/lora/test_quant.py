@@ -13,7 +13,7 @@ from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 
 def quantised_and_plain(kind, dtype):
-    """Give two equal layers, quantised and dequantised."""
+    """Return two equal layers, quantised and dequantised."""
     torch.manual_seed(0)
     weight = (torch.randn(96, 64) * 0.1).to(dtype)
     layer = kind.quantize(weight)

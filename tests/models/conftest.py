@@ -93,11 +93,16 @@ def _write_small_gguf(gguf, file, architecture="llama"):
     shapes = {"token_embd": (len(tokens), hidden), "output_norm": (hidden,)}
     for i in range(layers):
         shapes |= {
-            f"blk.{i}.attn_norm": (hidden,), f"blk.{i}.ffn_norm": (hidden,), f"blk.{i}.attn_q": (hidden, hidden),
-            f"blk.{i}.attn_k": (kv_width, hidden), f"blk.{i}.attn_v": (kv_width, hidden),
-            f"blk.{i}.attn_output": (hidden, hidden), f"blk.{i}.ffn_gate": (mlp, hidden),
-            f"blk.{i}.ffn_up": (mlp, hidden), f"blk.{i}.ffn_down": (hidden, mlp),
-        }  # fmt: skip
+            f"blk.{i}.attn_norm": (hidden,),
+            f"blk.{i}.ffn_norm": (hidden,),
+            f"blk.{i}.attn_q": (hidden, hidden),
+            f"blk.{i}.attn_k": (kv_width, hidden),
+            f"blk.{i}.attn_v": (kv_width, hidden),
+            f"blk.{i}.attn_output": (hidden, hidden),
+            f"blk.{i}.ffn_gate": (mlp, hidden),
+            f"blk.{i}.ffn_up": (mlp, hidden),
+            f"blk.{i}.ffn_down": (hidden, mlp),
+        }
     for name, shape in shapes.items():
         values = rng.standard_normal(shape, dtype=np.float32) * 0.3 + (len(shape) == 1)
         kind = f32 if len(shape) == 1 else q8

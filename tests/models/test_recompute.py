@@ -7,24 +7,31 @@ import torch._functorch.config as partitioner
 from lorakeet.config import LoraConfig, TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.lora.inject import inject
-from lorakeet.loss import pack_for, packed_loss
-from lorakeet.models.config import Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.machine.compiling import can_compile
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.recompute import CHEAP, recompute_activations
-from lorakeet.ops.compiling import can_compile
+from lorakeet.objectives.sft import pack_for, packed_loss
 
-CONFIG = Phi3Config(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128, eos_token_id=2,
+CONFIG = DecoderConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    original_max_position_embeddings=128,
+    eos_token_id=2,
     pad_token_id=2,
-)  # fmt: skip
+)
 ROWS = [Example([(7 * i + n) % 58 + 3 for i in range(n)], ((2, n),), f"row {n}") for n in (9, 24, 17)]
 
 
 def outcome(mode, *, compiled=False, dropout=0.0):
-    """Give loss, gradients and the bytes that the forward pass keeps."""
+    """Return loss, gradients and the bytes that the forward pass keeps."""
     torch.manual_seed(0)
-    model = Phi3ForCausalLM(CONFIG)
+    model = CausalLM(CONFIG)
     with torch.no_grad():
         for param in model.parameters():
             if param.ndim > 1:
@@ -76,7 +83,7 @@ def test_recomputing_changes_no_bit(mode, dropout):
 
 @pytest.fixture
 def own_options():
-    """Give the compiler's options back."""
+    """Return the compiler's options back."""
     before = {name: getattr(partitioner, name) for name in CHEAP}
     yield
     for name, value in before.items():

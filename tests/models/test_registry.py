@@ -64,10 +64,19 @@ def test_hub_id_fetches_weights_and_tokenizer_only(hub, name):
     [(repo_id, options)] = hub()
     assert repo_id == "someone/phi3-tuned"
     files = [
-        "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
-        "tokenizer.model", "chat_template.jinja", "pytorch_model.bin", "modeling_phi3.py", "README.md",
-        "original/consolidated.safetensors", "model.gguf", "training_args.pkl",
-    ]  # fmt: skip
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "pytorch_model.bin",
+        "modeling_phi3.py",
+        "README.md",
+        "original/consolidated.safetensors",
+        "model.gguf",
+        "training_args.pkl",
+    ]
     kept = huggingface_hub.utils.filter_repo_objects(files, **options)
     assert list(kept) == files[:6]
 
@@ -87,12 +96,36 @@ def test_home_directory_is_expanded(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        "./model", "../model", "/models/phi3", "~/phi3", "~nobody-here/x", "a/b/c", "org/", "/", ".", "..", "model",
-        "phi-3-mini", "org/name.gguf", "org/model.safetensors", "models/phi3", "org\\name", "C:\\models\\phi3",
-        "org/na me", "org/../name", "-x/y", "", "a\0b", "hf://", "hf://a", "hf://a/b/c", "hf://../b", "x" * 5000,
+        "./model",
+        "../model",
+        "/models/phi3",
+        "~/phi3",
+        "~nobody-here/x",
+        "a/b/c",
+        "org/",
+        "/",
+        ".",
+        "..",
+        "model",
+        "phi-3-mini",
+        "org/name.gguf",
+        "org/model.safetensors",
+        "models/phi3",
+        "org\\name",
+        "C:\\models\\phi3",
+        "org/na me",
+        "org/../name",
+        "-x/y",
+        "",
+        "a\0b",
+        "hf://",
+        "hf://a",
+        "hf://a/b/c",
+        "hf://../b",
+        "x" * 5000,
         "org/" + "x" * 5000,
     ],
-)  # fmt: skip
+)
 def test_what_may_be_a_path_is_never_sent_to_the_hub(hub, tmp_path, name):
     (tmp_path / "models").mkdir()
     with pytest.raises(ModelError) as caught:
@@ -181,9 +214,14 @@ def test_demo_is_converted_once(small_package, tmp_path, monkeypatch):
     directory = resolve("demo")
     assert directory.parent == tmp_path / "cache"
     assert sorted(file.name for file in directory.iterdir()) == [
-        "chat_template.jinja", "config.json", "generation_config.json", "lorakeet.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "lorakeet.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     before = (directory / "model.safetensors").stat()
     # Once converted, neither gguf nor time is needed.
     monkeypatch.setitem(sys.modules, "gguf", None)
@@ -208,7 +246,7 @@ def test_damaged_conversion_is_made_anew(small_package, file, damage):
 
 def test_another_gguf_or_converter_gets_another_directory(small_package, monkeypatch):
     first = demo_model()
-    monkeypatch.setattr("lorakeet.models.gguf_phi3.VERSION", 999)
+    monkeypatch.setattr("lorakeet.models.gguf_import.VERSION", 999)
     second = demo_model()
     with small_package.open("r+b") as stream:
         data = bytearray(stream.read())
@@ -221,7 +259,7 @@ def test_another_gguf_or_converter_gets_another_directory(small_package, monkeyp
 
 
 def test_conversions_at_once_end_in_one_whole_directory(small_package, monkeypatch):
-    from lorakeet.models import gguf_phi3
+    from lorakeet.models import gguf_import as gguf_phi3
 
     convert, together = gguf_phi3.convert, threading.Barrier(4)
 

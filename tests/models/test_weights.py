@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from lorakeet.errors import ModelError
 from lorakeet.models import weights
-from lorakeet.models.config import Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import fingerprint, load_model, load_weights, save_weights
 
 IDS = torch.tensor([3, 14, 15, 92, 65, 35, 89, 79, 32, 38])
@@ -75,7 +75,7 @@ def test_loaded_weights_do_not_change_with_the_file(save_phi3):
 def test_requires_grad_is_kept(save_phi3):
     _, directory = save_phi3(tie_word_embeddings=True)
     with torch.device("meta"):
-        model = Phi3ForCausalLM(Phi3Config.from_directory(directory))
+        model = CausalLM(DecoderConfig.from_directory(directory))
     model.model.norm.requires_grad_(False)
     load_weights(model, directory)
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
@@ -107,7 +107,7 @@ def test_embedding_of_a_tied_model_may_be_stored_as_lm_head(save_phi3):
 def test_loading_costs_one_copy_in_memory(tmp_path, dtype):
     pytest.importorskip("resource")
     # 110 MB in bf16, in shards; measured in a process of its own, whose peak is nobody else's.
-    config = Phi3Config(16_000, 1024, 2048, 4, 16, 16, tie_word_embeddings=True)
+    config = DecoderConfig(16_000, 1024, 2048, 4, 16, 16, tie_word_embeddings=True)
     state = ((name, torch.zeros(parameter.shape)) for name, parameter in _meta(config).named_parameters())
     save_weights(state, tmp_path, config, dtype=torch.bfloat16, max_shard_bytes=40_000_000)
     code = f"""
@@ -126,7 +126,7 @@ print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parame
 
 def _meta(config):
     with torch.device("meta"):
-        return Phi3ForCausalLM(config)
+        return CausalLM(config)
 
 
 def test_names_that_do_not_fit_are_listed(save_phi3):
@@ -151,7 +151,7 @@ def test_names_that_do_not_fit_are_listed(save_phi3):
 def test_wrong_shape_is_refused_before_anything_is_loaded(save_phi3, edit_json):
     _, directory = save_phi3()
     edit_json(directory / "config.json", intermediate_size=96)
-    model = _meta(Phi3Config.from_directory(directory))
+    model = _meta(DecoderConfig.from_directory(directory))
     with pytest.raises(ModelError, match=r"E-MODEL-65 .*gate_up_proj\.weight \(160, 48\) for \(192, 48\)"):
         load_weights(model, directory)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -159,7 +159,7 @@ def test_wrong_shape_is_refused_before_anything_is_loaded(save_phi3, edit_json):
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_anything_is_loaded(save_phi3, monkeypatch):
     _, directory = save_phi3()
-    model = _meta(Phi3Config.from_directory(directory))
+    model = _meta(DecoderConfig.from_directory(directory))
     needed = sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(weights, "free_bytes", lambda: 4 * needed - 1)
     with pytest.raises(ModelError, match=r"E-MODEL-186 .*float32.*--load-in-4bit"):
@@ -167,7 +167,7 @@ def test_a_model_larger_than_the_free_memory_is_refused_before_anything_is_loade
     assert all(parameter.is_meta for parameter in model.parameters())
     load_weights(model, directory, dtype=torch.bfloat16)
     monkeypatch.setattr(weights, "free_bytes", lambda: None)
-    load_weights(_meta(Phi3Config.from_directory(directory)), directory, dtype=torch.float32)
+    load_weights(_meta(DecoderConfig.from_directory(directory)), directory, dtype=torch.float32)
 
 
 def test_untied_model_without_lm_head_is_refused(save_phi3, edit_json):
@@ -180,12 +180,7 @@ def test_untied_model_without_lm_head_is_refused(save_phi3, edit_json):
 def test_llama_weights_under_a_phi3_config_are_refused(save_phi3, tmp_path):
     _, directory = save_phi3()
     config = transformers.LlamaConfig(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     with pytest.raises(ModelError, match="E-MODEL-72"):

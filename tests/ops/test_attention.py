@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lorakeet.ops import blockwise_attention
-from lorakeet.ops.attention import NO_WINDOW, attention, attention_reference
-from lorakeet.ops.native.attention import can_attend
+from lorakeet.ops.attention import blockwise as blockwise_attention
+from lorakeet.ops.attention.native import can_attend
+from lorakeet.ops.attention.packed import NO_WINDOW, attention, attention_reference
 
 H, K, E = 6, 2, 8
 
@@ -91,7 +91,7 @@ def test_bfloat16_error_is_no_larger_than_the_references():
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 def native_qkv(request):
-    """Give queries, keys and values that a native kernel takes."""
+    """Return queries, keys and values that a native kernel takes."""
 
     def build(num_tokens, heads, width):
         qkv = random_qkv(num_tokens, request.param, *heads, width)
@@ -189,8 +189,6 @@ def test_cuda_attention_matches_reference(window):
     qkv = [x.detach().cuda().bfloat16().requires_grad_() for x in random_qkv(64)]
     cu_seqlens = boundaries([20, 13, 31]).cuda()
     ours = outputs_and_grads(attention, qkv, cu_seqlens, window)
-    truth = outputs_and_grads(
-        attention_reference, [x.detach().float().requires_grad_() for x in qkv], cu_seqlens, window
-    )
+    truth = outputs_and_grads(attention_reference, [x.detach().float().requires_grad_() for x in qkv], cu_seqlens, window)
     for mine, theirs in zip(ours, truth, strict=True):
         torch.testing.assert_close(mine.float(), theirs, rtol=2e-2, atol=2e-2)

@@ -60,9 +60,7 @@ def linear_cases() -> list[Case]:
         for r, alpha, fan, merge, bias in grid
     ]
     for dtype, fan in itertools.product([torch.float64, torch.bfloat16], [False, True]):
-        cases.append(
-            Case("Linear", (12, 20), {"r": 4, "fan_in_fan_out": fan, "dtype": dtype}, floats(6, 12, dtype=dtype))
-        )
+        cases.append(Case("Linear", (12, 20), {"r": 4, "fan_in_fan_out": fan, "dtype": dtype}, floats(6, 12, dtype=dtype)))
     return cases
 
 
@@ -101,10 +99,7 @@ def conv_cases() -> list[Case]:
     cases = [
         Case("Conv2d", (4, 8, k), {"r": r, "lora_alpha": alpha, "groups": groups, **extra}, floats(2, 4, 7, 7))
         for k, (r, alpha), groups, extra in itertools.product(
-            [1, 2, 3],
-            [(0, 1), (2, 1), (4, 8)],
-            [1, 2, 4],
-            [{}, {"stride": 2, "padding": 1, "bias": False}],
+            [1, 2, 3], [(0, 1), (2, 1), (4, 8)], [1, 2, 4], [{}, {"stride": 2, "padding": 1, "bias": False}]
         )
     ]
     # Only kernels of size 1 work in loralib here.
@@ -156,7 +151,7 @@ def same_gradients(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None
 
 
 def randomize(ours: nn.Module, theirs: nn.Module) -> None:
-    """Give the parameter that starts at zero the same random values in both."""
+    """Return the parameter that starts at zero the same random values in both."""
     generator = torch.Generator().manual_seed(11)
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if "lora_" in name and not bool(mine.any()):

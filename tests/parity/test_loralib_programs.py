@@ -130,11 +130,7 @@ model.train()
 print(type(model[0].conv).__name__, model[0].lora_A.shape, model[0].scaling, model[0].merged)
 """
 
-PROGRAMS = {
-    "readme": (README, {}),
-    "gpt2": (GPT2, {"fan": "False"}),
-    "convolutions": (CONVOLUTIONS, {}),
-}
+PROGRAMS = {"readme": (README, {}), "gpt2": (GPT2, {"fan": "False"}), "convolutions": (CONVOLUTIONS, {})}
 
 
 def printed(program: str, library: str, fields: dict[str, str]) -> list[str]:

@@ -10,14 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-)
+from transformers import CausalLM, DecoderConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import lorakeet as lora
 from lorakeet.errors import AdapterError
@@ -35,7 +28,7 @@ def llama() -> nn.Module:
 
 
 def phi3() -> nn.Module:
-    return Phi3ForCausalLM(Phi3Config(**COMMON, **WIDE, num_key_value_heads=2))
+    return CausalLM(DecoderConfig(**COMMON, **WIDE, num_key_value_heads=2))
 
 
 def gpt2() -> nn.Module:
@@ -68,15 +61,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"target_modules": "all-linear"}),
     ("llama", {"target_modules": ["q_proj", "v_proj"], "use_rslora": True}),
     ("llama", {"target_modules": ["self_attn.k_proj", "down_proj"], "exclude_modules": ["layers.1.mlp.down_proj"]}),
-    (
-        "llama",
-        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "up_proj": 3}},
-    ),
+    ("llama", {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "up_proj": 3}}),
     ("llama", {"target_modules": ["q_proj"], "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3, "q_proj": 5}}),
-    (
-        "llama",
-        {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"0.self_attn.q_proj": 8}},
-    ),
+    ("llama", {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"0.self_attn.q_proj": 8}}),
     ("llama", {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0, 2]}),
     ("llama", {"target_modules": ["o_proj"], "layers_to_transform": 1, "layers_pattern": "layers"}),
     ("llama", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
@@ -114,7 +101,7 @@ def pair(name: str, options: dict[str, Any]) -> tuple[nn.Module, Any]:
 
 
 def fill(model: nn.Module, scale: float = 0.1) -> None:
-    """Give everything that trains random values, as training would."""
+    """Return everything that trains random values, as training would."""
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -241,10 +228,7 @@ def test_torchs_encoder_keeps_the_update_in_eval_mode_where_peft_drops_it() -> N
         return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
     values: dict[str, Any] = {"r": 2, "target_modules": ["linear1", "linear2"], "task_type": None}
-    models = (
-        lora.inject(encoder(), lora.LoraConfig(**values)),
-        peft.get_peft_model(encoder(), peft.LoraConfig(**values)),
-    )
+    models = (lora.inject(encoder(), lora.LoraConfig(**values)), peft.get_peft_model(encoder(), peft.LoraConfig(**values)))
     x, errors = torch.randn(2, 5, 8), []
     for model in models:
         fill(model)

@@ -20,10 +20,19 @@ LORA = {"r": 4, "lora_alpha": 12, "target_modules": ["qkv_proj", "o_proj", "gate
 def directory(tmp_path):
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=64, original_max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
     transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 

@@ -9,20 +9,27 @@ import transformers
 from lorakeet.config import LoraConfig, QuantizationConfig
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.inject import inject
-from lorakeet.models.quantized import load_quantized_model
+from lorakeet.quant.loading import load_quantized_model
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning", "ignore:.*:UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
 
 LORA = {"r": 4, "lora_alpha": 12, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
 NF4 = QuantizationConfig(load_in_4bit=True)
 # Widths that are multiples of 64: bitsandbytes' CPU code misreads scales at others that are multiples of 16.
 CONFIG = transformers.Phi3Config(
-    vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, original_max_position_embeddings=64,
-    bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    original_max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+    initializer_range=0.2,
+)
 
 
 @pytest.fixture
@@ -35,9 +42,8 @@ def directory(tmp_path, monkeypatch):
 
 def their_base(directory):
     quantization = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )  # fmt: skip
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )
     return transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, quantization_config=quantization, device_map="cpu"
     )
@@ -62,9 +68,7 @@ def test_the_quantised_bases_are_the_same(directory):
         for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"):
             mine, other = (m.get_submodule(f"model.layers.{i}.{name}").state_dict() for m in (ours, theirs))
             assert mine.keys() == other.keys()
-            assert all(
-                torch.equal(mine[key], other[key]) for key in ("weight", "weight.absmax", "weight.nested_absmax")
-            )
+            assert all(torch.equal(mine[key], other[key]) for key in ("weight", "weight.absmax", "weight.nested_absmax"))
 
 
 def test_an_adapter_trained_by_peft_matches_here(directory, tmp_path):
@@ -105,9 +109,7 @@ def test_our_adapter_matches_in_peft_with_its_gradients(directory, tmp_path):
     assert relative(found_logits, logits) < 1e-5
     expected.backward()
     found.backward()
-    gradients = {
-        name.replace(".default.weight", ""): p.grad for name, p in theirs.named_parameters() if "lora_" in name
-    }
+    gradients = {name.replace(".default.weight", ""): p.grad for name, p in theirs.named_parameters() if "lora_" in name}
     for name, param in ours.named_parameters():
         if "lora_" in name:
             assert relative(param.grad, gradients[f"base_model.model.{name}"]) < 1e-4

@@ -11,39 +11,56 @@ import transformers
 
 from lorakeet.config import LoraConfig, TrainingConfig
 from lorakeet.data.conversation import Example
-from lorakeet.data.loader import iterate_steps
+from lorakeet.data.order import iterate_steps
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.lora.inject import inject
 from lorakeet.models.weights import load_model
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.loop import Trainer
+from lorakeet.training.reporting import Reporters
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
 STEPS = 20
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
 SHARED = {
-    "learning_rate": 2e-2, "lr_scheduler_type": "cosine", "warmup_steps": 4, "weight_decay": 0.1, "max_grad_norm": 2.0,
-    "max_steps": STEPS, "logging_steps": 1, "seed": 3,
-}  # fmt: skip
+    "learning_rate": 2e-2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 4,
+    "weight_decay": 0.1,
+    "max_grad_norm": 2.0,
+    "max_steps": STEPS,
+    "logging_steps": 1,
+    "seed": 3,
+}
 VARIANTS = {
     "one pass a step": {"per_device_train_batch_size": 4},
     "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
     "accumulated and smoothed": {
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "label_smoothing_factor": 0.1,
     },
     "adafactor": {"per_device_train_batch_size": 4, "optim": "adafactor"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def directory(tmp_path):
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=64, original_max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
     transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
@@ -105,9 +122,16 @@ def theirs(directory, adapter, rows, options, output):
     base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
     args = transformers.TrainingArguments(
-        **SHARED, **options, output_dir=str(output), train_sampling_strategy="sequential", report_to="none",
-        use_cpu=True, remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        **SHARED,
+        **options,
+        output_dir=str(output),
+        train_sampling_strategy="sequential",
+        report_to="none",
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = transformers.Trainer(model, args, train_dataset=order, data_collator=collate)
     trainer.train()
     trained = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}

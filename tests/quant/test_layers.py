@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lorakeet.errors import ModelError
-from lorakeet.ops import quantized_linear
+from lorakeet.quant import linear as quantized_linear
 from lorakeet.quant.layers import Linear4bit, Linear8bit, num_weights
 
 DTYPES = [torch.float32, torch.bfloat16]

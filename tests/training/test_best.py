@@ -12,9 +12,9 @@ from lorakeet.cli import main
 from lorakeet.config import TrainingConfig
 from lorakeet.errors import ConfigError
 from lorakeet.lora.adapter import adapter_extra
-from lorakeet.training import trainer
-from lorakeet.training.best import BestSoFar
-from lorakeet.training.checkpoint import checkpoint_path, checkpoints
+from lorakeet.rundir.checkpoint import checkpoint_path, checkpoints
+from lorakeet.training import loop as trainer
+from lorakeet.training.best_evaluation import BestSoFar
 from tests.cli import conftest as cli
 
 own_cache, tiny_model_directory = cli.own_cache, cli.tiny_model_directory
@@ -53,9 +53,7 @@ def decide_as_transformers_does(losses, patience, threshold, greater):
 def test_matches_transformers(patience, threshold, greater):
     losses = [5 - loss for loss in LOSSES] if greater else LOSSES
     state, stopped = decide_as_transformers_does(losses, patience, threshold, greater)
-    best, step = decide(
-        losses, early_stopping_patience=patience, early_stopping_threshold=threshold, greater_is_better=greater
-    )
+    best, step = decide(losses, early_stopping_patience=patience, early_stopping_threshold=threshold, greater_is_better=greater)
     assert (best.value, best.step, step) == (state.best_metric, state.best_global_step, stopped)
 
 
@@ -67,15 +65,18 @@ def test_what_it_knows_roundtrips_through_json():
     assert again == best
 
 
-@pytest.mark.parametrize(("settings", "code"), [
-    ({"eval_strategy": "no", "load_best_model_at_end": True}, "E-CFG-151 training_config.load_best_model_at_end"),
-    ({"eval_strategy": "no", "early_stopping_patience": 1}, "E-CFG-151 training_config.early_stopping_patience"),
-    ({"eval_strategy": "no", "sample_prompts": ["hi"]}, "E-CFG-151 training_config.sample_prompts"),
-    ({"early_stopping_threshold": 0.1}, "E-CFG-152 training_config.early_stopping_threshold"),
-    ({"early_stopping_patience": 0}, "early_stopping_patience"),
-    ({"metric_for_best_model": "eval_bleu"}, "metric_for_best_model"),
-    ({"sample_prompts": -1}, "sample_prompts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"eval_strategy": "no", "load_best_model_at_end": True}, "E-CFG-151 training_config.load_best_model_at_end"),
+        ({"eval_strategy": "no", "early_stopping_patience": 1}, "E-CFG-151 training_config.early_stopping_patience"),
+        ({"eval_strategy": "no", "sample_prompts": ["hi"]}, "E-CFG-151 training_config.sample_prompts"),
+        ({"early_stopping_threshold": 0.1}, "E-CFG-152 training_config.early_stopping_threshold"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience"),
+        ({"metric_for_best_model": "eval_bleu"}, "metric_for_best_model"),
+        ({"sample_prompts": -1}, "sample_prompts"),
+    ],
+)
 def test_choices_that_cannot_be_made_are_refused(settings, code):
     with pytest.raises(ConfigError, match=code):
         TrainingConfig(**settings)
@@ -84,9 +85,11 @@ def test_choices_that_cannot_be_made_are_refused(settings, code):
 def test_without_held_out_rows_it_is_said_before_training(tiny_model_directory, tmp_path):
     with pytest.raises(ConfigError, match=r"E-CFG-153 training_config\.load_best_model_at_end needs held-out rows"):
         api.train(
-            str(tiny_model_directory), rows(tmp_path), data_config={"eval_fraction": 0},
+            str(tiny_model_directory),
+            rows(tmp_path),
+            data_config={"eval_fraction": 0},
             training_config={"load_best_model_at_end": True, "output_dir": str(tmp_path / "run")},
-        )  # fmt: skip
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -98,9 +101,17 @@ def rows(folder):
 
 
 SETTINGS = {
-    "max_steps": 12, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 5,
-    "save_steps": 4, "load_best_model_at_end": True, "early_stopping_patience": 4, "learning_rate": 1e-3, "bf16": False,
-}  # fmt: skip
+    "max_steps": 12,
+    "per_device_train_batch_size": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "logging_steps": 5,
+    "save_steps": 4,
+    "load_best_model_at_end": True,
+    "early_stopping_patience": 4,
+    "learning_rate": 1e-3,
+    "bf16": False,
+}
 
 
 class Killed(BaseException):
@@ -121,17 +132,19 @@ def train(model, data, directory, monkeypatch, killed_after=None, **options):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_held_out_loss", chosen)
         settings = {**SETTINGS, "output_dir": str(directory)}
-        return api.train(str(model), data, training_config=settings, peft_config={"r": 2, "lora_dropout": 0.1},
-                         data_config={"eval_fraction": 0.2}, **options)  # fmt: skip
+        return api.train(
+            str(model),
+            data,
+            training_config=settings,
+            peft_config={"r": 2, "lora_dropout": 0.1},
+            data_config={"eval_fraction": 0.2},
+            **options,
+        )
 
 
 @pytest.mark.parametrize("killed_after", [5, 7])
 def test_a_killed_run_stops_at_the_same_step_with_the_same_best(
-    killed_after,
-    tiny_model_directory,
-    tmp_path,
-    monkeypatch,
-    caplog,
+    killed_after, tiny_model_directory, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level("INFO")
     data = rows(tmp_path)
@@ -156,8 +169,9 @@ def test_a_killed_run_stops_at_the_same_step_with_the_same_best(
     assert (resumed.summary["steps"], resumed.summary["adapter_step"]) == (7, 3)
     again = load_file(resumed.adapter_directory / "adapter_model.safetensors")
     assert all(again[name].equal(adapter[name]) for name in adapter)
-    evaluations = [[(row["step"], row["eval_loss"]) for row in run.metrics if "eval_loss" in row]
-                   for run in (straight, resumed)]  # fmt: skip
+    evaluations = [
+        [(row["step"], row["eval_loss"]) for row in run.metrics if "eval_loss" in row] for run in (straight, resumed)
+    ]
     assert evaluations[0] == evaluations[1]
     # A run that has stopped is done: resuming it trains no further.
     train(tiny_model_directory, data, stopped, monkeypatch, resume=True)

@@ -10,10 +10,10 @@ from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.pack import pack
 from lorakeet.evaluation.perplexity import evaluate_loss
-from lorakeet.loss import pack_for, packed_loss
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.optim import build_optimizer
-from lorakeet.training.trainer import Trainer, train_step
+from lorakeet.objectives.sft import pack_for, packed_loss
+from lorakeet.training.loop import Trainer, train_step
+from lorakeet.training.optimizer import build_optimizer
+from lorakeet.training.reporting import Reporters
 
 
 def settings(**values):
@@ -81,8 +81,9 @@ def test_noise_is_never_shared_between_documents(make_model):
     assert len(pack_for(model, rows).input_ids_T) < 80
     assert len(pack_for(model, rows, is_noisy=True).input_ids_T) == 80
     seen = []
-    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append((len(args[0]), kwargs["noise_TD"])),
-                                    with_kwargs=True)  # fmt: skip
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((len(args[0]), kwargs["noise_TD"])), with_kwargs=True
+    )
     Trainer(model, settings(neftune_noise_alpha=5.0, max_steps=1), rows).run(Reporters())
     ((length, noise),) = seen
     assert length == 80
@@ -90,8 +91,9 @@ def test_noise_is_never_shared_between_documents(make_model):
 
 
 def test_noisy_and_smoothed_training_resumes_bit_equal(make_model, examples):
-    config = settings(neftune_noise_alpha=5.0, label_smoothing_factor=0.1, per_device_train_batch_size=3,
-                      gradient_accumulation_steps=2)  # fmt: skip
+    config = settings(
+        neftune_noise_alpha=5.0, label_smoothing_factor=0.1, per_device_train_batch_size=3, gradient_accumulation_steps=2
+    )
     torch.manual_seed(7)
     straight = Trainer(make_model(), config, examples)
     straight.run(Reporters())

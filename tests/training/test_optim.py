@@ -6,28 +6,47 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import Phi3Config, Phi3ForCausalLM, Trainer, TrainingArguments
+from transformers import CausalLM, DecoderConfig, Trainer, TrainingArguments
 
 from lorakeet.config import TrainingConfig
 from lorakeet.errors import ConfigError, MissingExtraError
-from lorakeet.training import trainer as trainer_module
-from lorakeet.training.checkpoint import load_newest, save_checkpoint
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.optim import build_optimizer, inference_weights, param_groups, set_learning_rate
+from lorakeet.rundir.checkpoint import load_newest, save_checkpoint
+from lorakeet.training import loop as trainer_module
+from lorakeet.training.optimizer import build_optimizer, inference_weights, param_groups, set_learning_rate
+from lorakeet.training.reporting import Reporters
 
 TRANSFORMERS_NAMES = [
-    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
-    "adafactor", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "schedule_free_adamw",
-]  # fmt: skip
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "schedule_free_adamw",
+]
 ALL_NAMES = [*TRANSFORMERS_NAMES, "lion"]
 
 
 def settings(optim="adamw_torch", **values):
     schedule = "constant_with_warmup" if optim == "schedule_free_adamw" else "cosine"
-    return TrainingConfig(**{
-        "optim": optim, "lr_scheduler_type": schedule, "learning_rate": 1e-2, "warmup_steps": 2, "weight_decay": 0.1,
-        "max_steps": 8, "per_device_train_batch_size": 3, "eval_strategy": "no", **values,
-    })  # fmt: skip
+    return TrainingConfig(
+        **{
+            "optim": optim,
+            "lr_scheduler_type": schedule,
+            "learning_rate": 1e-2,
+            "warmup_steps": 2,
+            "weight_decay": 0.1,
+            "max_steps": 8,
+            "per_device_train_batch_size": 3,
+            "eval_strategy": "no",
+            **values,
+        }
+    )
 
 
 def make(make_model, examples, config, held_out=()):
@@ -63,8 +82,12 @@ def test_updates_match_the_optimizer_that_transformers_builds(name, tmp_path):
     for one, other, before in zip(mine, theirs, start, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
         assert not torch.equal(one, before)
-    quantised = any(value.dtype == torch.uint8 for state in optimizer.state.values() for value in state.values()
-                    if isinstance(value, torch.Tensor))  # fmt: skip
+    quantised = any(
+        value.dtype == torch.uint8
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
     assert quantised == ("8bit" in name)
 
 
@@ -141,22 +164,31 @@ def test_other_optimizers_use_the_weights_they_train(make_model, examples):
 def test_loraplus_groups_are_those_of_peft(make_model):
     """A and B of every layer, and a norm that trains along, learn as fast as PEFT has them learn."""
     torch.manual_seed(0)
-    tiny = Phi3ForCausalLM(Phi3Config(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=2, eos_token_id=2, bos_token_id=1,
-    ))  # fmt: skip
+    tiny = CausalLM(
+        DecoderConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=2,
+            eos_token_id=2,
+            bos_token_id=1,
+        )
+    )
     theirs = peft.get_peft_model(tiny, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     ours = make_model()
     for model in (ours, theirs):
         next(p for n, p in model.named_parameters() if n.endswith("model.norm.weight")).requires_grad_(True)
-    truth = create_loraplus_optimizer(
-        theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
-    )
+    truth = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1)
     groups = param_groups(ours, settings(learning_rate=1e-3, loraplus_lr_ratio=16.0))
 
     def table(model, groups):
-        name_of = {p: n.removeprefix("base_model.model.").replace(".default.weight", "").replace(
-            ".base_layer", "") for n, p in model.named_parameters()}  # fmt: skip
+        name_of = {
+            p: n.removeprefix("base_model.model.").replace(".default.weight", "").replace(".base_layer", "")
+            for n, p in model.named_parameters()
+        }
         return {name_of[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
     mine, expected = table(ours, groups), table(theirs, truth.param_groups)
@@ -189,9 +221,9 @@ def test_weight_decay_leaves_biases_and_norms_alone(make_model):
         assert {param.ndim > 1 for param in group["params"]} == {group["weight_decay"] == 0.1}
 
 
-@pytest.mark.parametrize(("name", "package"), [
-    ("lion", "lion_pytorch"), ("schedule_free_adamw", "schedulefree"), ("adamw_8bit", "bitsandbytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "package"), [("lion", "lion_pytorch"), ("schedule_free_adamw", "schedulefree"), ("adamw_8bit", "bitsandbytes")]
+)
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, make_model, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"E-EXTRA-41 optim: {name} needs .*lorakeet\[optimizers\]"):

@@ -9,12 +9,12 @@ import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
+from lorakeet.machine.peak_memory import peak_during, peak_memory_bytes
 from lorakeet.training import outlook, prediction
-from lorakeet.training.memory import peak_during, peak_memory_bytes
-from lorakeet.training.metrics import Reporters
+from lorakeet.training.loop import Trainer
 from lorakeet.training.outlook import Outlook
 from lorakeet.training.prediction import _fit, _Measured, _peak_bytes, _seconds, _Size, _size, predict
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.reporting import Reporters
 
 
 def settings(**values):

@@ -12,9 +12,9 @@ import pytest
 
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError, MissingExtraError
-from lorakeet.training import reporters
-from lorakeet.training.metrics import JsonlReporter, Reporters
-from lorakeet.training.reporters import metrics_of, open_reporters, services, without_secrets
+from lorakeet.training import services as reporters
+from lorakeet.training.reporting import JsonlReporter, Reporters
+from lorakeet.training.services import metrics_of, open_reporters, services, without_secrets
 
 ROWS = [
     {"step": 2, "epoch": 0.5, "eval_loss": 2.5, "num_supervised_tokens": 11},
@@ -44,8 +44,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from lorakeet.config import RunConfig
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.reporters import open_reporters
+from lorakeet.training.reporting import Reporters
+from lorakeet.training.services import open_reporters
 import logging
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 config, run, rows, first = json.loads(sys.argv[1])
@@ -177,7 +177,7 @@ def assert_trackio(folder):
 def test_nothing_is_imported_that_is_not_named(offline):
     code = (
         "import sys; from pathlib import Path; from lorakeet.config import RunConfig\n"
-        "from lorakeet.training.reporters import open_reporters\n"
+        "from lorakeet.training.services import open_reporters\n"
         "open_reporters(RunConfig(model='demo', data='demo'), Path(sys.argv[1]))\n"
         "print([name for name in ('tensorboard', 'wandb', 'mlflow', 'trackio') if name in sys.modules])"
     )
@@ -279,9 +279,7 @@ def test_one_that_cannot_begin_is_left_out(offline, caplog):
 def test_a_reason_that_quotes_a_secret_is_masked(offline, caplog):
     together = Reporters(Failing("log", ConnectionError(f"https://me:{CANARY}@host/ said {CANARY} hf_{'a' * 30}")))
     together.log(ROWS[0])
-    assert (
-        caplog.records[0].getMessage().endswith("ConnectionError: https://[secret]@host/ said [SOME_API_KEY] [secret]")
-    )
+    assert caplog.records[0].getMessage().endswith("ConnectionError: https://[secret]@host/ said [SOME_API_KEY] [secret]")
 
 
 def test_hyperparameters_hold_no_secret(offline):

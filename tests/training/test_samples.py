@@ -27,9 +27,14 @@ def train(tmp_path_factory, tiny_model_directory):
 
     def run(name, *, resume=False, **settings):
         values = {**SETTINGS, "output_dir": str(folder / name), **settings}
-        return api.train(str(tiny_model_directory), str(data), training_config=values, resume=resume,
-                         peft_config={"r": 2, "lora_dropout": 0.2},
-                         data_config={"eval_fraction": 0.2, "system": "be quick"})  # fmt: skip
+        return api.train(
+            str(tiny_model_directory),
+            str(data),
+            training_config=values,
+            resume=resume,
+            peft_config={"r": 2, "lora_dropout": 0.2},
+            data_config={"eval_fraction": 0.2, "system": "be quick"},
+        )
 
     return run
 

@@ -62,32 +62,44 @@ def test_a_ratio_of_warmup_is_rounded_up_to_steps():
     assert [learning_rate(step, 10, config) for step in range(5)] == [0, 1 / 3, 2 / 3, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "options", "golden"), [
-    ("linear", {}, [0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
-    ("cosine", {}, [0, 0.5, 1.0, 0.961939766, 0.853553391, 0.691341716, 0.5, 0.308658284, 0.146446609, 0.038060234]),
-    ("cosine_with_min_lr", {"min_lr_rate": 0.1},
-     [0, 0.5, 1.0, 0.96574579, 0.868198052, 0.722207544, 0.55, 0.377792456, 0.231801948, 0.13425421]),
-    ("warmup_stable_decay", {"num_decay_steps": 4, "decay_type": "linear", "min_lr_ratio": 0.2},
-     [0.2, 0.6, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "golden"),
+    [
+        ("linear", {}, [0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("cosine", {}, [0, 0.5, 1.0, 0.961939766, 0.853553391, 0.691341716, 0.5, 0.308658284, 0.146446609, 0.038060234]),
+        (
+            "cosine_with_min_lr",
+            {"min_lr_rate": 0.1},
+            [0, 0.5, 1.0, 0.96574579, 0.868198052, 0.722207544, 0.55, 0.377792456, 0.231801948, 0.13425421],
+        ),
+        (
+            "warmup_stable_decay",
+            {"num_decay_steps": 4, "decay_type": "linear", "min_lr_ratio": 0.2},
+            [0.2, 0.6, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4],
+        ),
+    ],
+)
 def test_golden_lists(name, options, golden):
     """Regenerate with transformers.get_scheduler(name, SGD(lr=1.0), 2, 10, options)."""
     config = TrainingConfig(lr_scheduler_type=name, lr_scheduler_kwargs=options, learning_rate=1.0, warmup_steps=2)
     assert [learning_rate(step, 10, config) for step in range(10)] == pytest.approx(golden, abs=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("cosine", {"num_cycle": 1}, r'E-CFG-31 .*lr_scheduler_kwargs unknown key "num_cycle"\. .*num_cycles'),
-    ("linear", {"min_lr": 1e-5}, r'E-CFG-31 .*unknown key "min_lr"'),
-    ("cosine_with_restarts", {"num_cycles": 0.5}, r"E-CFG-107 .*num_cycles is 0\.5; allowed: a whole number from 1"),
-    ("cosine_with_min_lr", {}, r"E-CFG-143 .*has neither min_lr nor min_lr_rate"),
-    ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}, r"E-CFG-143 .*has both"),
-    ("cosine_with_min_lr", {"min_lr": 0.01}, r"E-CFG-144 .*min_lr is 0\.01, learning_rate, .* is 0\.01"),
-    ("polynomial", {"lr_end": 1.0}, r"E-CFG-144 .*lr_end is 1"),
-    ("warmup_stable_decay", {}, r"E-CFG-107 .*num_decay_steps is missing"),
-    ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, r"E-CFG-107 .*'exp'; allowed: linear, cosine"),
-    ("reduce_lr_on_plateau", None, r"E-CFG-107 .*lr_scheduler_type is 'reduce_lr_on_plateau'; allowed: linear"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cosine", {"num_cycle": 1}, r'E-CFG-31 .*lr_scheduler_kwargs unknown key "num_cycle"\. .*num_cycles'),
+        ("linear", {"min_lr": 1e-5}, r'E-CFG-31 .*unknown key "min_lr"'),
+        ("cosine_with_restarts", {"num_cycles": 0.5}, r"E-CFG-107 .*num_cycles is 0\.5; allowed: a whole number from 1"),
+        ("cosine_with_min_lr", {}, r"E-CFG-143 .*has neither min_lr nor min_lr_rate"),
+        ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}, r"E-CFG-143 .*has both"),
+        ("cosine_with_min_lr", {"min_lr": 0.01}, r"E-CFG-144 .*min_lr is 0\.01, learning_rate, .* is 0\.01"),
+        ("polynomial", {"lr_end": 1.0}, r"E-CFG-144 .*lr_end is 1"),
+        ("warmup_stable_decay", {}, r"E-CFG-107 .*num_decay_steps is missing"),
+        ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "exp"}, r"E-CFG-107 .*'exp'; allowed: linear, cosine"),
+        ("reduce_lr_on_plateau", None, r"E-CFG-107 .*lr_scheduler_type is 'reduce_lr_on_plateau'; allowed: linear"),
+    ],
+)
 def test_wrong_options_are_named(name, options, message):
     with pytest.raises(ConfigError, match=message):
         TrainingConfig(lr_scheduler_type=name, lr_scheduler_kwargs=options, learning_rate=0.01)

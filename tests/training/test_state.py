@@ -7,8 +7,8 @@ import torch
 
 from lorakeet.config import TrainingConfig
 from lorakeet.errors import CheckpointError
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.loop import Trainer
+from lorakeet.training.reporting import Reporters
 
 
 @pytest.fixture
@@ -53,14 +53,17 @@ def regroup(state):
     state.optimizer["groups"] = []
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (drop("params", first), r"E-CKPT-66 .*differ.* in 1: model\.layers\.0"),
-    (reshape, r"E-CKPT-65 .*model\.layers\.0\S* has shape \[1, \d+\], expected \[\d+, \d+\]"),
-    (drop("moments", first), r"E-CKPT-60 .*has 47 of 48 tensors: cannot resume exactly"),
-    (rename, r"E-CKPT-60 .*somewhere\.else/exp_avg, which belongs to no parameter"),
-    (last_parameter_vanishes, r"E-CKPT-60 .*has nothing for 1 parameters, for example model\.layers"),
-    (regroup, r"E-CKPT-60 .*other parameter groups"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("params", first), r"E-CKPT-66 .*differ.* in 1: model\.layers\.0"),
+        (reshape, r"E-CKPT-65 .*model\.layers\.0\S* has shape \[1, \d+\], expected \[\d+, \d+\]"),
+        (drop("moments", first), r"E-CKPT-60 .*has 47 of 48 tensors: cannot resume exactly"),
+        (rename, r"E-CKPT-60 .*somewhere\.else/exp_avg, which belongs to no parameter"),
+        (last_parameter_vanishes, r"E-CKPT-60 .*has nothing for 1 parameters, for example model\.layers"),
+        (regroup, r"E-CKPT-60 .*other parameter groups"),
+    ],
+)
 def test_a_missing_or_foreign_part_is_an_error(trained, make_model, examples, change, message):
     other = Trainer(make_model(), trained.config, examples)
     before = {name: param.detach().clone() for name, param in other.named_params.items()}

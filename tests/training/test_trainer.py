@@ -9,10 +9,10 @@ from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.pack import pack, recurring_size
 from lorakeet.errors import TrainingError
-from lorakeet.loss import pack_for, packed_loss
-from lorakeet.training.metrics import Reporters
-from lorakeet.training.optim import build_optimizer
-from lorakeet.training.trainer import Trainer, check_gradients, num_steps, train_step
+from lorakeet.objectives.sft import pack_for, packed_loss
+from lorakeet.training.loop import Trainer, check_gradients, num_steps, train_step
+from lorakeet.training.optimizer import build_optimizer
+from lorakeet.training.reporting import Reporters
 
 
 class Recorder:
@@ -64,16 +64,12 @@ def test_accumulation_weighs_every_supervised_token_the_same(make_model, example
 def overlapping():
     """Rows with a common prompt, a conversation cut after each of its turns, one row twice, and one like no other."""
     prompt, talk = list(range(3, 33)), [*range(40, 58), *range(3, 20)]
-    rows = [
-        Example([*prompt, *tail], ((34, 30 + len(tail)),)) for tail in ([50, 51, 52, 53, 54], [50, 51, 52, 7, 8, 9])
-    ]
+    rows = [Example([*prompt, *tail], ((34, 30 + len(tail)),)) for tail in ([50, 51, 52, 53, 54], [50, 51, 52, 7, 8, 9])]
     rows += [Example(talk[:n], tuple((a, a + 4) for a in range(5, n - 4, 9))) for n in (12, 20, 35)]
     return [*rows, rows[0], Example([60, 59, 58, 57], ((1, 4),))]
 
 
-@pytest.mark.parametrize(
-    "options", [{"share_prefixes": True}, {"fill_up": True}, {"share_prefixes": True, "fill_up": True}]
-)
+@pytest.mark.parametrize("options", [{"share_prefixes": True}, {"fill_up": True}, {"share_prefixes": True, "fill_up": True}])
 def test_sharing_beginnings_and_filling_up_change_nothing_that_is_learned(make_model, overlapping, options):
     results = []
     for batch in (pack(overlapping), pack(overlapping, **options)):
@@ -132,8 +128,18 @@ def test_training_learns_and_reports_what_the_contract_names(make_model, example
     assert logged[-1]["loss"] < logged[0]["loss"] - 0.3
     assert [row["step"] for row in evaluations] == [0, 3, 6, 9, 12]
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
-    assert {"step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens",
-            "tokens_per_second", "elapsed_s", "peak_memory_bytes"} <= logged[0].keys()  # fmt: skip
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "num_supervised_tokens",
+        "tokens_per_second",
+        "elapsed_s",
+        "peak_memory_bytes",
+    } <= logged[0].keys()
     assert logged[-1]["num_tokens"] == 4 * sum(len(row.input_ids) for row in examples)
     assert logged[-1]["num_supervised_tokens"] == 4 * sum(row.num_supervised_tokens for row in examples)
 
@@ -208,17 +214,18 @@ def test_resuming_ends_bit_equal(make_model, examples):
     for name, moment in straight.state().moments.items():
         assert torch.equal(moment, second.state().moments[name]), name
     timeless = ("loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens", "epoch", "step")
-    assert [[row[key] for key in timeless] for row in recorder.rows] == [
-        [row[key] for key in timeless] for row in rows[5:]
-    ]
+    assert [[row[key] for key in timeless] for row in recorder.rows] == [[row[key] for key in timeless] for row in rows[5:]]
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ({"num_train_epochs": 2}, (3, 6)),
-    ({"num_train_epochs": 0.5}, (3, 2)),
-    ({"max_steps": 7}, (3, 7)),
-    ({"gradient_accumulation_steps": 2}, (2, 6)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"num_train_epochs": 2}, (3, 6)),
+        ({"num_train_epochs": 0.5}, (3, 2)),
+        ({"max_steps": 7}, (3, 7)),
+        ({"gradient_accumulation_steps": 2}, (2, 6)),
+    ],
+)
 def test_steps_are_counted_as_the_field_counts_them(values, expected):
     assert num_steps(settings(**values), 24) == expected
 

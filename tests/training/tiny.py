@@ -5,10 +5,10 @@ import torch
 from lorakeet.config import LoraConfig
 from lorakeet.data.conversation import Example
 from lorakeet.lora.inject import inject
-from lorakeet.models.config import Phi3Config
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
 
-CONFIG = Phi3Config(
+CONFIG = DecoderConfig(
     vocab_size=61,
     hidden_size=32,
     intermediate_size=48,
@@ -25,7 +25,7 @@ CONFIG = Phi3Config(
 def build_model(dtype=torch.float32, **lora):
     """Build the model, with adapters."""
     torch.manual_seed(0)
-    model = Phi3ForCausalLM(CONFIG)
+    model = CausalLM(CONFIG)
     with torch.no_grad():
         for param in model.parameters():
             if param.ndim > 1:

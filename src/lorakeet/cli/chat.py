@@ -26,7 +26,7 @@ def command(
     """
     from lorakeet import api
     from lorakeet.errors import ConfigError
-    from lorakeet.infer.chat import run_chat
+    from lorakeet.infer.chat_session import run_chat
     from lorakeet.infer.sampling import Sampling
 
     sampling = Sampling(temperature, top_p, top_k, seed)

@@ -10,8 +10,8 @@ import typer
 from lorakeet.cli import data_flags as flags
 
 if TYPE_CHECKING:
+    from lorakeet.checking.report import CheckReport
     from lorakeet.config import RunConfig
-    from lorakeet.data.check import CheckReport
 
 
 def command(
@@ -40,17 +40,24 @@ def command(
 
     Example: lorakeet check phi3-mini chats.jsonl --examples 5
     """
+    from lorakeet.checking.check import Options, run_check
     from lorakeet.config import resolve_config
-    from lorakeet.data.checking import Options, run_check
     from lorakeet.models.registry import resolve
 
     sections: dict[str, dict[str, Any]] = {
         "training_config": {"max_length": max_length},
         "data": flags.data_section(
-            data, eval=eval_data, format=format_, columns=columns, roles=roles, template=template, learn=learn,
-            system=system, truncation=truncation,
+            data,
+            eval=eval_data,
+            format=format_,
+            columns=columns,
+            roles=roles,
+            template=template,
+            learn=learn,
+            system=system,
+            truncation=truncation,
         ),
-    }  # fmt: skip
+    }
     resolved = resolve_config(file=config, model=model, flags=sections, assignments=assignments or [])
     chosen = resolved.data
     options = Options(
@@ -92,6 +99,6 @@ def _predict(report: "CheckReport", config: "RunConfig") -> None:
 
 def _demo(split: str) -> list:
     """The embedded conversations, for DATA `demo`."""
-    from lorakeet.embedded import toolcalls
+    from lorakeet.demo_task import toolcalls
 
     return toolcalls.training_conversations() if split == "train" else toolcalls.held_out_conversations()

@@ -22,14 +22,8 @@ MaxLength = Annotated[int | None, typer.Option(help="Longest conversation, in to
 Truncation = Annotated[str | None, typer.Option(help="error, drop or truncate-left.")]
 
 
-def data_section(
-    train: list[str] | None,
-    *,
-    columns: list[str] | None,
-    roles: list[str] | None,
-    **keys: Any,
-) -> dict[str, Any]:
-    """Give the `data` section of a configuration as the flags have it; what is None was not said."""
+def data_section(train: list[str] | None, *, columns: list[str] | None, roles: list[str] | None, **keys: Any) -> dict[str, Any]:
+    """Return the `data` section of a configuration as the flags have it; what is None was not said."""
     from lorakeet.config import pairs
 
     return {"train": train or None, "columns": pairs("--columns", columns), "roles": pairs("--roles", roles), **keys}

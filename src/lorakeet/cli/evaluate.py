@@ -10,9 +10,7 @@ import typer
 def command(
     run: Annotated[Path | None, typer.Argument(help="Run directory; the newest one by default.")] = None,
     data: Annotated[list[str] | None, typer.Argument(help="Held-out rows; those of the run by default.")] = None,
-    metrics: Annotated[
-        str, typer.Option(help="Any of loss, exact_match, rouge, with commas.")
-    ] = "loss,exact_match,rouge",
+    metrics: Annotated[str, typer.Option(help="Any of loss, exact_match, rouge, with commas.")] = "loss,exact_match,rouge",
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base model too.")] = True,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
@@ -27,7 +25,7 @@ def command(
     from rich.console import Console
 
     from lorakeet import api
-    from lorakeet.evaluation.report import answers_to_dicts, live_progress, print_comparison, to_dict
+    from lorakeet.evaluation.tables import answers_to_dicts, live_progress, print_comparison, to_dict
 
     opened = api.open_run(run)
     with live_progress() as on_progress:

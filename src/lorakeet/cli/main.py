@@ -15,7 +15,7 @@ import typer
 from lorakeet import dist
 from lorakeet.cli import chat, check, demo, evaluate, merge, train
 from lorakeet.errors import LorakeetError, redact
-from lorakeet.training.runlog import LogFormatter
+from lorakeet.rundir.log import LogFormatter
 
 # The common base of what a wrong command line raises; typer names it publicly only through its heirs.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -11,9 +11,7 @@ import typer
 def command(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist or be empty.")],
-    dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, float16 or float32; that of the base by default.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; that of the base by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Write RUN as a plain Hugging Face model directory.
@@ -24,8 +22,11 @@ def command(
 
     merged = api.open_run(run).merge(output, dtype=dtype)
     if as_json:
-        print(json.dumps({key: str(value) if isinstance(value, Path) else value
-                          for key, value in dataclasses.asdict(merged).items()}))  # fmt: skip
+        print(
+            json.dumps(
+                {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(merged).items()}
+            )
+        )
     else:
         print(f"{merged.num_merged} weights merged, in {merged.dtype}: {merged.directory}")
         if merged.drift is not None:

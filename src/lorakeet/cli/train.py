@@ -63,10 +63,17 @@ def command(
         "peft_config": {"r": r},
         "quantization_config": {"load_in_4bit": load_in_4bit or None, "load_in_8bit": load_in_8bit or None},
         "data": flags.data_section(
-            data, eval=eval_data, format=format_, columns=columns, roles=roles, template=template, learn=learn,
-            system=system, truncation=truncation,
+            data,
+            eval=eval_data,
+            format=format_,
+            columns=columns,
+            roles=roles,
+            template=template,
+            learn=learn,
+            system=system,
+            truncation=truncation,
         ),
-    }  # fmt: skip
+    }
     if resume and model is None and config is None:
         output = api.open_run(output).directory
         config = output / "config.yaml"

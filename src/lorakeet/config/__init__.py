@@ -1,7 +1,7 @@
 """What a run is configured with: `training_config` and `peft_config`, under the names the field already uses.
 
 data in: dictionaries, YAML files, `section.key=value` overrides → out: frozen, validated pydantic models.
-Unknown keys stop with the nearest known name; nothing is ever dropped in silence.
+Unknown keys stop with the nearest known name; nothing is ever dropped silently.
 """
 
 from lorakeet.config.lora import LoraConfig

@@ -35,9 +35,8 @@ class QuantizationConfig(StrictModel):
         super().__init__(**values)
         if self.load_in_4bit and self.load_in_8bit:
             raise ConfigError(
-                "E-CFG-170", "load_in_4bit and load_in_8bit are both true", place="quantization_config",
-                fix="Choose one",
-            )  # fmt: skip
+                "E-CFG-170", "load_in_4bit and load_in_8bit are both true", place="quantization_config", fix="Choose one"
+            )
 
     @property
     def is_on(self) -> bool:

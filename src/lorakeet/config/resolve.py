@@ -22,9 +22,11 @@ def with_overrides(values: dict[str, Any], assignments: Sequence[str]) -> dict[s
         section, *keys = path.split(".")
         if not equals or len(keys) != 1 or not keys[0]:
             raise ConfigError(
-                "E-CFG-104", f'"{assignment}" is not section.key=value', place="--set",
+                "E-CFG-104",
+                f'"{assignment}" is not section.key=value',
+                place="--set",
                 fix="Write for example --set training_config.learning_rate=1e-4",
-            )  # fmt: skip
+            )
         if not isinstance(values.get(section) or {}, dict):
             raise ConfigError("E-CFG-104", f'"{section}" has no keys', place="--set")
         given.setdefault(section, {})[keys[0]] = parse_yaml(text, f"--set {path}", object) if text else None
@@ -80,9 +82,7 @@ def resolve_config(
     values = with_overrides(values, assignments)
     for key, name in (("model", "MODEL"), ("data", "DATA")):
         if key not in values:
-            raise ConfigError(
-                "E-CFG-106", f"no {name} given", fix="Write for example: lorakeet train phi3-mini chats.jsonl"
-            )
+            raise ConfigError("E-CFG-106", f"no {name} given", fix="Write for example: lorakeet train phi3-mini chats.jsonl")
     return RunConfig(**values)
 
 

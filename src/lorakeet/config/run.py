@@ -70,9 +70,11 @@ class RunConfig(StrictModel):
         wanted, bf16 = self.quantization_config.bnb_4bit_compute_dtype, self.training_config.bf16
         if wanted is not None and bf16 is not None and bf16 != (wanted == "bfloat16"):
             raise ConfigError(
-                "E-CFG-171", f"is {wanted}, and training_config.bf16 is {bf16}",
-                place="quantization_config.bnb_4bit_compute_dtype", fix="Leave one of them out",
-            )  # fmt: skip
+                "E-CFG-171",
+                f"is {wanted}, and training_config.bf16 is {bf16}",
+                place="quantization_config.bnb_4bit_compute_dtype",
+                fix="Leave one of them out",
+            )
         return self
 
     @property

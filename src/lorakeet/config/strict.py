@@ -68,9 +68,11 @@ class StrictModel(BaseModel):
                 notes += [note] if note else []
             elif name in kept:
                 raise ConfigError(
-                    "E-CFG-31", f'"{key}" is another name of "{name}", which is set too', place=cls.section,
+                    "E-CFG-31",
+                    f'"{key}" is another name of "{name}", which is set too',
+                    place=cls.section,
                     fix="Keep one of them",
-                )  # fmt: skip
+                )
             elif not (value is None and name in cls.none_is_default):
                 kept[name] = _plain(value, cls.model_fields.get(name))
         return kept, notes
@@ -101,7 +103,7 @@ def _plain(value: Any, field: FieldInfo | None) -> Any:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """Give the plain types that an annotation allows."""
+    """Return the plain types that an annotation allows."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kinds(get_args(annotation)[0])
@@ -143,8 +145,7 @@ def _is_simple(field: FieldInfo | None) -> bool:
     """Tell whether a field holds a number, a word or a switch, and no list or mapping."""
     if field is None:
         return False
-    return all(kind in (int, float, bool, str, type(None)) or get_origin(kind) is Literal
-               for kind in _kinds(field.annotation))  # fmt: skip
+    return all(kind in (int, float, bool, str, type(None)) or get_origin(kind) is Literal for kind in _kinds(field.annotation))
 
 
 def _shown(value: Any) -> str:
@@ -178,8 +179,12 @@ def _allowed(field: FieldInfo | None) -> str:
 
 def _bounds(field: FieldInfo) -> str:
     """Say the range of a numeric field: " from 1 to 1024", " above 0"."""
-    found = {name: value for item in field.metadata for name in ("ge", "gt", "le", "lt")
-             if (value := getattr(item, name, None)) is not None}  # fmt: skip
+    found = {
+        name: value
+        for item in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(item, name, None)) is not None
+    }
     low = f"from {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
     high = f"to {found['le']}" if "le" in found else f"and below {found['lt']}" if "lt" in found else ""
     if low and high.startswith("and"):

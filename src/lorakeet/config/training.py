@@ -18,8 +18,17 @@ from lorakeet.errors import ConfigError
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Services that metrics can be reported to."""
 _OTHER_REPORTERS = (
-    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "neptune", "swanlab",
-)  # fmt: skip
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "kubeflow",
+    "neptune",
+    "swanlab",
+)
 
 
 class TrainingConfig(StrictModel):
@@ -35,9 +44,7 @@ class TrainingConfig(StrictModel):
     }
     foreign_keys: ClassVar = TRAINING_KEYS
     renamed: ClassVar = TRAINING_RENAMED
-    none_is_default: ClassVar[frozenset[str]] = frozenset(
-        {"eval_steps", "metric_for_best_model", "report_to", "warmup_ratio"}
-    )
+    none_is_default: ClassVar[frozenset[str]] = frozenset({"eval_steps", "metric_for_best_model", "report_to", "warmup_ratio"})
 
     output_dir: str | None = None
     """Where the run is written; a new folder under runs/ where none is named."""
@@ -64,9 +71,20 @@ class TrainingConfig(StrictModel):
     warmup_steps: int = Field(0, ge=0)
     """The same as a number of steps; where it is not 0 it wins."""
     optim: Literal[
-        "adamw_torch_fused", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
-        "adafactor", "lion", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "schedule_free_adamw",
-    ] = "adamw_torch_fused"  # fmt: skip
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adamw_8bit",
+        "adamw_bnb_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "adafactor",
+        "lion",
+        "lion_32bit",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "schedule_free_adamw",
+    ] = "adamw_torch_fused"
     """The optimizer."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Decoupled weight decay; biases and norms never decay."""
@@ -143,9 +161,11 @@ class TrainingConfig(StrictModel):
             return "full_shard" in words
         if isinstance(words, list):
             raise ConfigError(
-                "E-CFG-184", f"is {value!r}, which is not sharding the whole model", place="training_config.fsdp",
+                "E-CFG-184",
+                f"is {value!r}, which is not sharding the whole model",
+                place="training_config.fsdp",
                 fix="Say fsdp: true",
-            )  # fmt: skip
+            )
         return value
 
     @field_validator("run_name")
@@ -153,9 +173,11 @@ class TrainingConfig(StrictModel):
     def _is_a_plain_name(cls, name: str | None) -> str | None:
         if name is not None and (not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not name.strip(".")):
             raise ConfigError(
-                "E-CFG-49", f"is {name[:80]!r}; allowed: [A-Za-z0-9._-]{{1,64}}, and not dots alone",
-                place="training_config.run_name", fix="Say where to write with output_dir",
-            )  # fmt: skip
+                "E-CFG-49",
+                f"is {name[:80]!r}; allowed: [A-Za-z0-9._-]{{1,64}}, and not dots alone",
+                place="training_config.run_name",
+                fix="Say where to write with output_dir",
+            )
         return name
 
     @classmethod
@@ -169,9 +191,7 @@ class TrainingConfig(StrictModel):
             # transformers 5 takes a part of all steps under this name too.
             kept["warmup_ratio"] = kept.pop("warmup_steps")
         named = kept.get("report_to")
-        passed_over = [
-            name for name in ([named] if isinstance(named, str) else named or []) if name in _OTHER_REPORTERS
-        ]
+        passed_over = [name for name in ([named] if isinstance(named, str) else named or []) if name in _OTHER_REPORTERS]
         if passed_over:
             kept["report_to"] = [name for name in named or [] if name not in passed_over and not isinstance(named, str)]
             notes.append(f"training_config.report_to passes over {', '.join(passed_over)}: metrics.jsonl has all of it")
@@ -184,18 +204,22 @@ class TrainingConfig(StrictModel):
             if name not in (*REPORTERS, "all", "none"):
                 near = difflib.get_close_matches(name, REPORTERS, n=1)
                 raise ConfigError(
-                    "E-CFG-150", f'names "{name[:80]}"', place="training_config.report_to",
+                    "E-CFG-150",
+                    f'names "{name[:80]}"',
+                    place="training_config.report_to",
                     fix=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(REPORTERS)}, all, none",
-                )  # fmt: skip
+                )
         return value
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "TrainingConfig":
         if self.max_steps > 0 and "num_train_epochs" in self.model_fields_set:
             raise ConfigError(
-                "E-CFG-39", f"num_train_epochs is {self.num_train_epochs:g} and max_steps is {self.max_steps}",
-                place="training_config", fix="Choose one; max_steps: -1 counts epochs",
-            )  # fmt: skip
+                "E-CFG-39",
+                f"num_train_epochs is {self.num_train_epochs:g} and max_steps is {self.max_steps}",
+                place="training_config",
+                fix="Choose one; max_steps: -1 counts epochs",
+            )
         return self
 
     @property
@@ -210,19 +234,22 @@ class TrainingConfig(StrictModel):
             end = getattr(options, name, None)
             if end is not None and end >= self.learning_rate:
                 raise ConfigError(
-                    "E-CFG-144", f"{name} is {end:g}, learning_rate, from which it falls, is {self.learning_rate:g}",
-                    place=options.section, fix=f"Set {name} below learning_rate",
-                )  # fmt: skip
+                    "E-CFG-144",
+                    f"{name} is {end:g}, learning_rate, from which it falls, is {self.learning_rate:g}",
+                    place=options.section,
+                    fix=f"Set {name} below learning_rate",
+                )
         return self
 
     @model_validator(mode="after")
     def _schedule_free_has_no_schedule(self) -> "TrainingConfig":
         if self.optim == "schedule_free_adamw" and not self.lr_scheduler_type.startswith("constant"):
             raise ConfigError(
-                "E-CFG-142", f"schedule_free_adamw averages instead of following {self.lr_scheduler_type}",
+                "E-CFG-142",
+                f"schedule_free_adamw averages instead of following {self.lr_scheduler_type}",
                 place="training_config.lr_scheduler_type",
                 fix="Set lr_scheduler_type to constant or constant_with_warmup",
-            )  # fmt: skip
+            )
         return self
 
     @model_validator(mode="after")
@@ -235,21 +262,27 @@ class TrainingConfig(StrictModel):
         for key, value in asked.items():
             if value and self.eval_strategy == "no":
                 raise ConfigError(
-                    "E-CFG-151", 'happens at evaluations, and eval_strategy is "no"', place=f"training_config.{key}",
+                    "E-CFG-151",
+                    'happens at evaluations, and eval_strategy is "no"',
+                    place=f"training_config.{key}",
                     fix="Set eval_strategy to steps or epoch",
-                )  # fmt: skip
+                )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ConfigError(
-                "E-CFG-152", "says what is better for early stopping, and early_stopping_patience is not set",
-                place="training_config.early_stopping_threshold", fix="Set early_stopping_patience, for example 3",
-            )  # fmt: skip
+                "E-CFG-152",
+                "says what is better for early stopping, and early_stopping_patience is not set",
+                place="training_config.early_stopping_threshold",
+                fix="Set early_stopping_patience, for example 3",
+            )
         return self
 
     @model_validator(mode="after")
     def _packing_needs_a_length(self) -> "TrainingConfig":
         if self.packing and self.max_length is None:
             raise ConfigError(
-                "E-CFG-45", "packing fills rows of max_length tokens, and max_length is not set",
-                place="training_config.packing", fix="Set max_length, for example 2048",
-            )  # fmt: skip
+                "E-CFG-45",
+                "packing fills rows of max_length tokens, and max_length is not set",
+                place="training_config.packing",
+                fix="Set max_length, for example 2048",
+            )
         return self

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lorakeet.data.conversation import Conversation, Example
-from lorakeet.data.template import Piece, Template
+from lorakeet.data.templates.template import Piece, Template
 from lorakeet.data.tokenizer import WHITESPACE, Place, Tokenizer
 from lorakeet.errors import ConfigError, DataError
 
@@ -46,12 +46,10 @@ def encode(
 
     With add_generation_prompt the ids are the prompt that inference sends, and nothing is learned.
 
-    Raises DataError where the row has nothing to learn, or does not fit max_length and truncation is not
+    Raises DataError if the row has nothing to learn, or does not fit max_length and truncation is not
     "truncate-left".
     """
-    example = encode_many(
-        [conversation], tokenizer, template, learn=learn, add_generation_prompt=add_generation_prompt
-    )[0]
+    example = encode_many([conversation], tokenizer, template, learn=learn, add_generation_prompt=add_generation_prompt)[0]
     if max_length is None:
         return example
     fitted = fit_length(example, max_length, truncation, bos_id=tokenizer.bos_id)

@@ -77,10 +77,7 @@ class RowReader:
         missing = [theirs for theirs in self.columns.values() if theirs not in row]
         if missing:
             raise DataError(
-                "E-DATA-18",
-                f'no column "{missing[0]}"; keys found: {_names(row)}',
-                place=place,
-                fix="Correct --columns",
+                "E-DATA-18", f'no column "{missing[0]}"; keys found: {_names(row)}', place=place, fix="Correct --columns"
             )
         taken = set(self.columns.values()) | set(self.columns)
         rest = {key: value for key, value in row.items() if key not in taken}
@@ -121,10 +118,7 @@ class RowReader:
         allowed = ", ".join(dict.fromkeys([*ROLES, *known]))
         shown = f'"{value[:60]}"' if isinstance(value, str) else _kind(value)
         raise DataError(
-            "E-DATA-20",
-            f"{where} is {shown}; allowed: {allowed}",
-            place=place,
-            fix="Fix the row or map the role with --roles",
+            "E-DATA-20", f"{where} is {shown}; allowed: {allowed}", place=place, fix="Fix the row or map the role with --roles"
         )
 
 
@@ -154,14 +148,12 @@ def check_messages(conversation: Conversation) -> None:
                 fix="Put the messages in order",
             )
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            raise DataError(
-                "E-DATA-23", f"messages[{i}] is an empty answer", place=place, fix="Write it, or remove the row"
-            )
+            raise DataError("E-DATA-23", f"messages[{i}] is an empty answer", place=place, fix="Write it, or remove the row")
         previous = message.role
 
 
 def detect(row: Any, place: str, columns: Mapping[str, str] | None = None) -> str:
-    """Tell the format from the keys of a row. Raises DataError where none fits, or more than one."""
+    """Tell the format from the keys of a row. Raises DataError if none fits, or more than one."""
     keys = set(columns) if columns else set(_object(row, place))
     found = [name for name, known in FORMATS.items() if any(required <= keys for required in known.required)]
     if len(found) == 1:
@@ -181,9 +173,7 @@ def detect(row: Any, place: str, columns: Mapping[str, str] | None = None) -> st
             place=place,
             fix="Map the columns, for example --columns prompt=NAME,completion=NAME",
         )
-    raise DataError(
-        "E-DATA-19", f"keys fit two formats: {' and '.join(found)}", place=place, fix="Name one with --format"
-    )
+    raise DataError("E-DATA-19", f"keys fit two formats: {' and '.join(found)}", place=place, fix="Name one with --format")
 
 
 def _messages_row(reader: RowReader, row: dict[str, Any], place: str) -> Conversation:
@@ -221,9 +211,7 @@ def _prompt_completion_row(reader: RowReader, row: dict[str, Any], place: str) -
         context = [reader.message(item, place, f"{ask}[{i}]") for i, item in enumerate(prompt)]
         learned = [reader.message(item, place, f"{answer}[{i}]") for i, item in enumerate(completion)]
         # Only the completion is learned, also where the prompt holds earlier answers.
-        context = [
-            Message(m.role, m.content, False if m.role == "assistant" else None, m.tool_calls, m.name) for m in context
-        ]
+        context = [Message(m.role, m.content, False if m.role == "assistant" else None, m.tool_calls, m.name) for m in context]
         return Conversation((*context, *learned), place, _tools(row.get("tools"), place))
     messages = [Message("user", _text(prompt, place, ask)), Message("assistant", _text(completion, place, answer))]
     return Conversation((*_system(row, place), *messages), place)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from lorakeet.data.conversation import Conversation, Example, Message
 from lorakeet.data.encode import Learn, encode_many, learned_turns
-from lorakeet.data.template import Layout, Template
+from lorakeet.data.templates.template import Layout, Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 
@@ -34,7 +34,7 @@ class _Turn:
 def prove(
     conversation: Conversation, example: Example, tokenizer: Tokenizer, template: Template, *, learn: Learn = "all"
 ) -> None:
-    """Prove one row. Raises DataError where it fails."""
+    """Prove one row. Raises DataError if it fails."""
     prove_many([conversation], [example], tokenizer, template, learn=learn)
 
 
@@ -81,14 +81,12 @@ def prove_many(
 
 
 def prove_untruncated(before: Example, after: Example) -> None:
-    """Prove (e): fitting a row into max_length took no supervised token. Raises DataError where it did."""
+    """Prove (e): fitting a row into max_length took no supervised token. Raises DataError if it did."""
     if before.num_supervised_tokens != after.num_supervised_tokens:
         raise _failed("134", "supervised tokens were cut off", before)
 
 
-def _prove_row(
-    conversation: Conversation, example: Example, tokenizer: Tokenizer, template: Template, learn: Learn
-) -> None:
+def _prove_row(conversation: Conversation, example: Example, tokenizer: Tokenizer, template: Template, learn: Learn) -> None:
     """Prove (d), (f), the shape of the spans, and rows of plain text."""
     ids, spans = example.input_ids, example.spans
     if not spans:
@@ -134,10 +132,7 @@ def _num_kept_head(example: Example, prompt_ids: Sequence[int]) -> int:
 
 
 def _prove_answers(
-    turns: Sequence[tuple[_Turn, tuple[int, int]]],
-    examples: Sequence[Example],
-    tokenizer: Tokenizer,
-    template: Template,
+    turns: Sequence[tuple[_Turn, tuple[int, int]]], examples: Sequence[Example], tokenizer: Tokenizer, template: Template
 ) -> None:
     """Prove (b) and (c) for all learned answers."""
     texts = tokenizer.decode_inside([examples[turn.row].input_ids[start : end - 1] for turn, (start, end) in turns])

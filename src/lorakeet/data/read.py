@@ -78,9 +78,7 @@ def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[st
         weights[name] = weights.get(name, 0.0) + weight  # a file named twice is read twice
     for name, weight in weights.items():
         if not 0 < weight <= 1000:
-            raise DataError(
-                "E-DATA-116", f"weight {weight:g} is not in (0, 1000]", place=name, fix="Correct the weight"
-            )
+            raise DataError("E-DATA-116", f"weight {weight:g} is not in (0, 1000]", place=name, fix="Correct the weight")
     return weights
 
 
@@ -112,7 +110,7 @@ def _files(name: str) -> list[Path | str]:
 
 
 def _kind_of(path: Path) -> str:
-    """Tell file, directory, or anything else. Raises DataError where the system does not let us look."""
+    """Tell file, directory, or anything else. Raises DataError if the system does not let us look."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -124,9 +122,7 @@ def _kind_of(path: Path) -> str:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     reason = error.strerror or str(error)
-    return DataError(
-        "E-DATA-117", f"cannot be read: {reason}", place=str(path), fix="Check the path and its permissions"
-    )
+    return DataError("E-DATA-117", f"cannot be read: {reason}", place=str(path), fix="Check the path and its permissions")
 
 
 def _is_hub_id(name: str) -> bool:
@@ -144,9 +140,7 @@ def _rows(file: Path | str, notes: Notes) -> Iterator[Row]:
         raise DataError("E-DATA-3", "not a regular file", place=str(file), fix="Save the rows into a file")
     suffix = _suffix(file)
     if suffix is None:
-        raise DataError(
-            "E-DATA-104", f'unknown file type "{file.suffix}"', place=str(file), fix=f"Known types: {_TYPES}"
-        )
+        raise DataError("E-DATA-104", f'unknown file type "{file.suffix}"', place=str(file), fix=f"Known types: {_TYPES}")
     return _guarded(_READERS[suffix], file, notes)
 
 
@@ -328,9 +322,7 @@ def _array_rows(stream: IO[bytes], start: bytes, offset: int, place: str) -> Ite
             window.at += 1
     window.at += 1
     if window.skip(space):
-        raise DataError(
-            "E-DATA-100", "is not valid JSON: something follows the array", place=window.here, fix="Remove it"
-        )
+        raise DataError("E-DATA-100", "is not valid JSON: something follows the array", place=window.here, fix="Remove it")
 
 
 def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
@@ -345,9 +337,7 @@ def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
             return
         twice = [name for name in header if header.count(name) > 1]
         if twice:
-            raise DataError(
-                "E-DATA-12", f'column "{twice[0]}" is repeated', place=f"{place}:1", fix="Rename one of them"
-            )
+            raise DataError("E-DATA-12", f'column "{twice[0]}" is repeated', place=f"{place}:1", fix="Rename one of them")
         number = reader.line_num + 1
         for fields in reader:
             here = f"{place}:{number}"

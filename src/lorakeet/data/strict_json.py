@@ -1,4 +1,4 @@
-"""JSON as the standard means it: what Python's reader lets pass in silence is an error here.
+"""JSON as the standard means it: what Python's reader lets pass silently is an error here.
 
 data in: text → out: parsed values. Refused: repeated keys, NaN and infinities, lone surrogates, more than 32 levels,
 numbers of absurd length. This file knows no files and no formats.
@@ -41,7 +41,7 @@ def raw_decode(text: str, start: int, place: str, *, is_whole: bool = True) -> t
 
     `is_whole` is False where `text` is a window on more: then an error close to its end may only be the cut.
 
-    Raises JsonEndsEarly where more text might complete the value, DataError where nothing could.
+    Raises JsonEndsEarly where more text might complete the value, DataError if nothing could.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -113,9 +113,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
 
 
 def _too_deep(place: str) -> DataError:

@@ -79,9 +79,7 @@ class Tokenizer:
         self.pad_id = self.full.token_to_id(pad_token) if pad_token else None
         ends = {token for token in _END_OF_TURN if chat_template is None or token in chat_template}
         turn_ends = {token.id for token in self.control_tokens.values() if token.content in ends}
-        self.stop_ids: frozenset[int] = (
-            stop_ids | turn_ends | ({self.eos_id} if self.eos_id is not None else frozenset())
-        )
+        self.stop_ids: frozenset[int] = stop_ids | turn_ends | ({self.eos_id} if self.eos_id is not None else frozenset())
         self.vocab_size = self.full.get_vocab_size(with_added_tokens=True)
 
     def __reduce__(self) -> tuple:
@@ -132,7 +130,7 @@ class Tokenizer:
         return self.prepends_space and middle.encode(" a").ids == middle.encode("a").ids
 
     def token_id(self, token: str) -> int:
-        """Look up one token by its text. Raises ModelError where the vocabulary lacks it."""
+        """Look up one token by its text. Raises ModelError if the vocabulary lacks it."""
         found = self.full.token_to_id(token)
         if found is None:
             raise ModelError(
@@ -236,7 +234,7 @@ def _at_place(part: Any, place: Place) -> Any:
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read the tokenizer of a model directory.
 
-    Raises ModelError where the directory holds none or one of its files is damaged.
+    Raises ModelError if the directory holds none or one of its files is damaged.
     """
     directory = Path(directory)
     config = _read_json(directory / "tokenizer_config.json")

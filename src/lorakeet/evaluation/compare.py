@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.encode import Learn, encode_many
-from lorakeet.data.template import Template
+from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import Metric
 from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
 from lorakeet.lora.disable import disabled_adapters
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.decoder import CausalLM
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being done, how much is done, how much there is)."""
@@ -65,15 +65,13 @@ class Evaluation:
         if not self.conversations:
             raise DataError("E-DATA-28", "0 conversations to evaluate", fix="Name held-out data")
 
-    def measure(self, model: Phi3ForCausalLM, name: str = "model") -> Measurement:
+    def measure(self, model: CausalLM, name: str = "model") -> Measurement:
         """Measure one model; `name` tells progress which."""
         loss = None
         if self.with_loss:
             examples = encode_many(self.conversations, self.tokenizer, self.template, learn=self.learn)
             self._check_lengths(model, [len(example.input_ids) for example in examples])
-            loss = evaluate_loss(
-                model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}")
-            )
+            loss = evaluate_loss(model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}"))
         if not self.metrics:
             return Measurement(loss, {})
         answers = generate_answers(
@@ -87,7 +85,7 @@ class Evaluation:
         )
         return Measurement(loss, mean_scores(answers), answers)
 
-    def compare(self, model: Phi3ForCausalLM, *, with_base: bool = True) -> Comparison:
+    def compare(self, model: CausalLM, *, with_base: bool = True) -> Comparison:
         """Measure a model with its adapter, and without it where `with_base` says so."""
         base = None
         if with_base:
@@ -95,14 +93,16 @@ class Evaluation:
                 base = self.measure(model, "base")
         return Comparison(self.measure(model, "tuned"), base, len(self.conversations))
 
-    def _check_lengths(self, model: Phi3ForCausalLM, lengths: Sequence[int]) -> None:
+    def _check_lengths(self, model: CausalLM, lengths: Sequence[int]) -> None:
         context = model.config.max_position_embeddings
         for conversation, length in zip(self.conversations, lengths, strict=True):
             if length > context:
                 raise DataError(
-                    "E-DATA-27", f"the row has {length} tokens; the model's context holds {context}",
-                    place=conversation.place, fix="Shorten or remove the row",
-                )  # fmt: skip
+                    "E-DATA-27",
+                    f"the row has {length} tokens; the model's context holds {context}",
+                    place=conversation.place,
+                    fix="Shorten or remove the row",
+                )
 
     def _progress_of(self, what: str) -> Callable[[int, int], None] | None:
         if self.on_progress is None:

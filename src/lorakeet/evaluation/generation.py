@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.encode import encode_many
-from lorakeet.data.template import Template
+from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 from lorakeet.evaluation.metrics import Metric
 from lorakeet.infer.engine import StopReason, generate
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.decoder import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Answer:
 
 
 def generate_answers(
-    model: Phi3ForCausalLM,
+    model: CausalLM,
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Conversation],
@@ -45,7 +45,7 @@ def generate_answers(
 
     Args:
         on_progress: told (tokens generated, most that can be) as tokens come.
-    Raises: DataError where a conversation has no assistant turn, or its prompt does not fit the model's context.
+    Raises: DataError if a conversation has no assistant turn, or its prompt does not fit the model's context.
     """
     questions = [question_of(conversation) for conversation in conversations]
     examples = encode_many(questions, tokenizer, template, add_generation_prompt=True)
@@ -53,13 +53,18 @@ def generate_answers(
     for example in examples:
         if len(example.input_ids) >= context:
             raise DataError(
-                "E-DATA-27", f"the prompt has {len(example.input_ids)} tokens; the model's context holds {context}",
-                place=example.place, fix="Shorten or remove the row",
-            )  # fmt: skip
+                "E-DATA-27",
+                f"the prompt has {len(example.input_ids)} tokens; the model's context holds {context}",
+                place=example.place,
+                fix="Shorten or remove the row",
+            )
     generations = generate(
-        model, [example.input_ids for example in examples], stop_ids=tokenizer.stop_ids, max_new_tokens=max_new_tokens,
+        model,
+        [example.input_ids for example in examples],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=max_new_tokens,
         on_token=_counter(on_progress, max_new_tokens * len(examples)),
-    )  # fmt: skip
+    )
     answers = [
         Answer(
             place=conversation.place,
@@ -74,7 +79,7 @@ def generate_answers(
 
 
 def mean_scores(answers: Sequence[Answer]) -> dict[str, float]:
-    """Give the mean of every score over all answers."""
+    """Return the mean of every score over all answers."""
     names = answers[0].scores if answers else {}
     return {name: sum(answer.scores[name] for answer in answers) / len(answers) for name in names}
 
@@ -84,9 +89,11 @@ def _last_answer(conversation: Conversation) -> int:
     turns = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     if not turns:
         raise DataError(
-            "E-DATA-24", "there is no assistant turn to compare with", place=conversation.place,
+            "E-DATA-24",
+            "there is no assistant turn to compare with",
+            place=conversation.place,
             fix="Remove the row, or evaluate with --metrics loss alone",
-        )  # fmt: skip
+        )
     return turns[-1]
 
 
@@ -95,7 +102,7 @@ def question_of(conversation: Conversation) -> Conversation:
 
 
 def reference_of(conversation: Conversation, template: Template) -> str:
-    """Give the last answer as the template writes it, tool calls included, without control tokens."""
+    """Return the last answer as the template writes it, tool calls included, without control tokens."""
     turn = _last_answer(conversation)
     upto = replace(conversation, messages=conversation.messages[: turn + 1])
     return "".join(piece.text for piece in template.render(upto) if piece.turn == turn and piece.kind == "answer")

@@ -16,21 +16,19 @@ NAMES = ("loss", "exact_match", "rouge")
 
 
 def exact_match(reference: str, generated: str) -> float:
-    """Give 1 where the two are the same text, whitespace at both ends aside."""
+    """Return 1 where the two are the same text, whitespace at both ends aside."""
     return float(reference.strip() == generated.strip())
 
 
 def text_metrics(names: Sequence[str]) -> dict[str, Metric]:
-    """Give the metrics that score answers, by the names they are reported under.
+    """Return the metrics that score answers, by the names they are reported under.
 
-    Raises: ConfigError for an unknown name, MissingExtraError where rouge-score is not installed.
+    Raises: ConfigError for an unknown name, MissingExtraError if rouge-score is not installed.
     """
     metrics: dict[str, Metric] = {}
     for name in names:
         if name not in NAMES:
-            raise ConfigError(
-                "E-CFG-130", f'unknown metric "{name}"', place="--metrics", fix=f"Known: {', '.join(NAMES)}"
-            )
+            raise ConfigError("E-CFG-130", f'unknown metric "{name}"', place="--metrics", fix=f"Known: {', '.join(NAMES)}")
         if name == "exact_match":
             metrics[name] = exact_match
         elif name == "rouge":

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from lorakeet import dist
 from lorakeet.data.conversation import Example
 from lorakeet.infer.mode import evaluating
-from lorakeet.loss import pack_for, packed_loss
-from lorakeet.models.phi3 import Phi3ForCausalLM
+from lorakeet.models.decoder import CausalLM
+from lorakeet.objectives.sft import pack_for, packed_loss
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class EvalLoss:
 
 
 def evaluate_loss(
-    model: Phi3ForCausalLM,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 8,
-    on_progress: Callable[[int, int], None] | None = None,
+    model: CausalLM, examples: Sequence[Example], *, batch_size: int = 8, on_progress: Callable[[int, int], None] | None = None
 ) -> EvalLoss:
     """Compute the loss of `examples`, in evaluation mode; `on_progress` is told (rows done, rows in all).
 

@@ -51,9 +51,7 @@ class NewFile:
     def __enter__(self) -> "NewFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self.close()
         else:  # nobody will want this file
@@ -76,12 +74,12 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give an empty draft to write files into; at the end of the block it becomes `target`, in one step.
+    """Return an empty draft to write files into; at the end of the block it becomes `target`, in one step.
 
     The files in it must come from `NewFile` or `write_file`. With `replace`, what is at `target` makes way at the last
     moment; where the block fails, it stays and the draft goes.
 
-    Raises: ConfigError E-CFG-50 where another process is writing the same directory.
+    Raises: ConfigError E-CFG-50 if another process is writing the same directory.
     """
     draft = target.with_name(f".{target.name}.part")
     if draft.exists():  # of a writer that was killed, or of one that lives
@@ -167,9 +165,11 @@ def require_space(directory: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ConfigError(
-            "E-CFG-47", f"need {needed:,} bytes, have {free:,}", place=str(directory),
+            "E-CFG-47",
+            f"need {needed:,} bytes, have {free:,}",
+            place=str(directory),
             fix="Make room, or choose another output directory",
-        )  # fmt: skip
+        )
 
 
 @contextmanager
@@ -181,9 +181,11 @@ def writing(place: Path) -> Iterator[None]:
         said = f"{error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(
-                "E-CFG-47", f"cannot be written: {said}{_have(place)}", place=str(place),
+                "E-CFG-47",
+                f"cannot be written: {said}{_have(place)}",
+                place=str(place),
                 fix="Make room, or choose another output directory",
-            ) from None  # fmt: skip
+            ) from None
         raise ConfigError(
             "E-CFG-46", f"cannot be written: {said}", place=str(place), fix="Check the disk and its permissions"
         ) from None
@@ -206,9 +208,11 @@ def _held(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                "E-CFG-50", "is being written by another process", place=str(directory),
+                "E-CFG-50",
+                "is being written by another process",
+                place=str(directory),
                 fix="Wait for it, or choose another place",
-            ) from None  # fmt: skip
+            ) from None
         except OSError:  # network file systems may know no lock on directories; the caller's own lock must do
             pass
         yield

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def file_sha256(file: Path) -> str:
-    """Give the SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     hasher = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(2**20):

@@ -26,10 +26,19 @@ from lorakeet.files.durable import NewFile
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 20_000
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _GET_AGAIN = "Get the file again"
 
@@ -48,7 +57,7 @@ class TensorEntry:
 
     @property
     def num_bytes(self) -> int:
-        """Give the tensor's size."""
+        """Return the tensor's size."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -186,8 +195,7 @@ def _entries(header: Mapping[str, Any], data_begin: int, size: int, refuse: _Ref
         entry = TensorEntry(dtype, shape, data_begin + begin)
         if begin != expected or end - begin != entry.num_bytes:
             raise refuse(
-                59,
-                f"bad offsets of tensor {name}: {begin} to {end}, expected {expected} to {expected + entry.num_bytes}",
+                59, f"bad offsets of tensor {name}: {begin} to {end}, expected {expected} to {expected + entry.num_bytes}"
             )
         entries[name], expected = entry, end
     if data_begin + expected > size:
@@ -232,10 +240,7 @@ class SafetensorsWriter:
     """Write a file whose tensors' names, shapes and types are known before their values, in any order."""
 
     def __init__(
-        self,
-        file: Path,
-        layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-        metadata: Mapping[str, str] | None = None,
+        self, file: Path, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]], metadata: Mapping[str, str] | None = None
     ) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         offsets, end = {}, 0
@@ -261,7 +266,5 @@ class SafetensorsWriter:
     def __enter__(self) -> "SafetensorsWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.__exit__(kind, error, trace)

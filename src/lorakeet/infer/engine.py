@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from lorakeet.errors import ConfigError
 from lorakeet.infer.mode import evaluating
 from lorakeet.infer.sampling import GREEDY, Sampling, choose
+from lorakeet.models.decoder import CausalLM
 from lorakeet.models.kv_cache import KVCache
-from lorakeet.models.phi3 import Phi3ForCausalLM
 
 StopReason = Literal["stop", "length"]
 
@@ -59,7 +59,7 @@ class _Sequence:
 
 
 def generate(
-    model: Phi3ForCausalLM,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     *,
     stop_ids: Collection[int],
@@ -73,7 +73,7 @@ def generate(
 
     Args:
         on_token: told (index of the prompt, token id) as each token comes, without stop ids.
-    Raises: ConfigError where a prompt is empty or leaves no room in the model's context, or the limit is below 1.
+    Raises: ConfigError if a prompt is empty or leaves no room in the model's context, or the limit is below 1.
     """
     if max_new_tokens < 1:
         raise ConfigError("E-CFG-81", f"max_new_tokens is {max_new_tokens}; expected at least 1", place="generation")
@@ -85,15 +85,15 @@ def generate(
     return [sequence.generation for sequence in sequences]
 
 
-def _sequence(
-    model: Phi3ForCausalLM, index: int, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling
-) -> _Sequence:
+def _sequence(model: CausalLM, index: int, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling) -> _Sequence:
     context = model.config.max_position_embeddings
     if not 0 < len(prompt) < context:
         raise ConfigError(
-            "E-CFG-44", f"prompt {index} has {len(prompt)} tokens; the model's context holds {context} with the answer",
-            place="generation", fix="Shorten the prompt" if prompt else "Give a prompt",
-        )  # fmt: skip
+            "E-CFG-44",
+            f"prompt {index} has {len(prompt)} tokens; the model's context holds {context} with the answer",
+            place="generation",
+            fix="Shorten the prompt" if prompt else "Give a prompt",
+        )
     max_length = min(len(prompt) + max_new_tokens, context)
     return _Sequence(index, list(prompt), len(prompt), max_length, sampling.generator(index))
 
@@ -103,7 +103,7 @@ class _Batch:
 
     def __init__(
         self,
-        model: Phi3ForCausalLM,
+        model: CausalLM,
         sequences: Sequence[_Sequence],
         stop_ids: frozenset[int],
         sampling: Sampling,
@@ -169,9 +169,7 @@ class _Batch:
             if self.switch_length is not None and self.cache.lengths[row] == self.switch_length:
                 self.waiting.appendleft(self._release(row))
 
-    def _logits(
-        self, ids: list[int], positions: list[int], ends: torch.Tensor, rows_S: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _logits(self, ids: list[int], positions: list[int], ends: torch.Tensor, rows_S: torch.Tensor | None) -> torch.Tensor:
         """Run the model over a packed pass; returns the next token's logits, (B, V)."""
         hidden_BD = self.model(
             torch.tensor(ids, device=self.device),

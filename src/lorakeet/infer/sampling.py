@@ -63,14 +63,16 @@ def _out_of_range(name: str, value: object, expected: str, code: str = "E-CFG-82
 def choose(logits_BV: torch.Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """Choose the next token of every sequence; with a greedy `sampling` no generator is used.
 
-    Raises: ModelError where a sequence's logits are not finite.
+    Raises: ModelError if a sequence's logits are not finite.
     """
     highest_B, most_likely_B = logits_BV.max(dim=-1)
     if not bool(highest_B.isfinite().all()):
         raise ModelError(
-            "E-MODEL-120", "the model's logits are not finite", place="generation",
+            "E-MODEL-120",
+            "the model's logits are not finite",
+            place="generation",
             fix="Check the adapter and the weights, or compute in float32 with bf16: false",
-        )  # fmt: skip
+        )
     if sampling.is_greedy:
         return most_likely_B.tolist()
     probs_BN, ids_BN = candidates(logits_BV, sampling)
@@ -84,7 +86,7 @@ def choose(logits_BV: torch.Tensor, sampling: Sampling, generators: Sequence[tor
 
 
 def candidates(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the tokens to draw among, most likely first: (probabilities, ids), with probability 0 for those left out.
+    """Return the tokens to draw among, most likely first: (probabilities, ids), with probability 0 for those left out.
 
     Source of top_p: Holtzman et al. 2020, arXiv:1904.09751; of top_k: Fan et al. 2018, arXiv:1805.04833.
     """

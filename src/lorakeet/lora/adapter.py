@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora import loftq
 from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.peft_config import read_config, to_peft, write_config
+from lorakeet.lora.starts import loftq
 from lorakeet.lora.targets import matches_any, target_of
 from lorakeet.lora.tensor_file import read_tensors, write_tensors
 
@@ -48,7 +48,7 @@ def save_adapter(
     {"base_hash": ...} in it lets `load_adapter` refuse another base model.
 
     Raises:
-        AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-106 where there is nothing to save.
+        AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-106 if there is nothing to save.
     """
     model = _unwrapped(model)
     layers = dict(lora_layers(model))
@@ -137,9 +137,7 @@ def _weights_path(folder: Path) -> Path:
         return path
     if not folder.is_dir():
         raise AdapterError("E-ADPT-105", "is no directory", place=str(folder), fix="Name an adapter directory")
-    pickled = [
-        name for name in ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth") if (folder / name).exists()
-    ]
+    pickled = [name for name in ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth") if (folder / name).exists()]
     if pickled:
         raise AdapterError(
             "E-ADPT-63",
@@ -243,9 +241,7 @@ def _inject_for(model: nn.Module, config: LoraConfig, folder: Path) -> None:
         if split and fused:
             there, here = ", ".join(split), ", ".join(fused)
             fix = f"It was trained on a model with separate {there}; this one has them fused as {here}"
-        raise AdapterError(
-            "E-ADPT-66", f"the adapter does not fit: {error.message}", place=str(folder), fix=fix
-        ) from None
+        raise AdapterError("E-ADPT-66", f"the adapter does not fit: {error.message}", place=str(folder), fix=fix) from None
 
 
 def _check_scaling(model: nn.Module, config: LoraConfig, folder: Path) -> None:

@@ -19,7 +19,7 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
     A model without LoRA is left alone.
 
     Raises:
-        AdapterError: E-ADPT-120 where biases train along: the base's own are overwritten; E-ADPT-113 with PiSSA.
+        AdapterError: E-ADPT-120 if biases train along: the base's own are overwritten; E-ADPT-113 with PiSSA.
     """
     injection = injection_of(model)
     if injection is not None and injection.config.bias != "none" and any(_trained_biases(model)):

@@ -2,7 +2,7 @@
 
 data in: a LoraConfig, a model, and which layers of it are fused from which parts → out: the same LoraConfig in the
 model's own names, and notes about what was renamed. A name that the model has is never touched. PEFT passes over names
-that match nothing, so a list made for separate layers trains half of a fused model in silence; here the parts of a
+that match nothing, so a list made for separate layers trains half of a fused model silently; here the parts of a
 layer are either all named, which means the layer, or the run stops.
 """
 
@@ -20,10 +20,10 @@ Parts = Mapping[str, Sequence[str]]
 
 
 def in_fused_names(config: LoraConfig, model: nn.Module, parts: Parts) -> tuple[LoraConfig, list[str]]:
-    """Give `config` with fused layers in place of their parts, and a note for each of them.
+    """Return `config` with fused layers in place of their parts, and a note for each of them.
 
     Raises:
-        ConfigError: E-CFG-42 where only some parts of a layer are named, or where they are to differ.
+        ConfigError: E-CFG-42 if only some parts of a layer are named, or where they are to differ.
     """
     paths = [path for path, _ in model.named_modules()]
     notes: list[str] = []
@@ -55,14 +55,18 @@ def _rename(key: str, named: Mapping[str, Any], paths: list[str], parts: Parts, 
         if missing:
             there = _and([part for part in parts[fused] if dotted + part in named])
             raise ConfigError(
-                "E-CFG-42", f"names {there} but not {_and(missing)}; the model has them fused in one {fused}",
-                place=f"peft_config.{key}", fix=f"Name {fused}, or all of {', '.join(parts[fused])}",
-            )  # fmt: skip
+                "E-CFG-42",
+                f"names {there} but not {_and(missing)}; the model has them fused in one {fused}",
+                place=f"peft_config.{key}",
+                fix=f"Name {fused}, or all of {', '.join(parts[fused])}",
+            )
         if any(named[dotted + part] != value for part in parts[fused]):
             raise ConfigError(
-                "E-CFG-42", f"wants {_and(parts[fused])} to differ; the model has them fused in one {fused}",
-                place=f"peft_config.{key}", fix=f"Give one value for {fused}",
-            )  # fmt: skip
+                "E-CFG-42",
+                f"wants {_and(parts[fused])} to differ; the model has them fused in one {fused}",
+                place=f"peft_config.{key}",
+                fix=f"Give one value for {fused}",
+            )
         if whole not in result:
             result[whole] = value
             notes.append(f"peft_config.{key}: {_and(parts[fused])} are one layer of this model, {whole}")

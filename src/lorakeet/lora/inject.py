@@ -13,13 +13,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.attention import MultiheadAttention, adapted_attention, read_linear
 from lorakeet.lora.conv import adapted_conv
 from lorakeet.lora.layers import Embedding, Linear
-from lorakeet.lora.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.lora.pissa import check_principal_part, start_with_principal_part
-from lorakeet.lora.quant import adapted_quantized
+from lorakeet.lora.multihead_attention import MultiheadAttention, adapted_attention, read_linear
+from lorakeet.lora.quantized import adapted_quantized
+from lorakeet.lora.starts.loftq import OriginalWeight, check_quantized, start_with_rounding_error
+from lorakeet.lora.starts.pissa import check_principal_part, start_with_principal_part
 from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_transformers_conv1d
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
@@ -46,13 +46,11 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
     `original_weight` gives a quantised layer's weight, by its path, as it was before; LoftQ alone needs it.
 
     Raises:
-        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-161 where there is LoRA already, E-CFG-162 to 164 for
+        ConfigError: E-CFG-42 if a name matches nothing, E-CFG-161 if there is LoRA already, E-CFG-162 to 164 for
             a layer that cannot have it, E-CFG-172 for one that cannot start as asked. The model is then as it was.
     """
     if any(True for _ in lora_layers(model)):
-        raise ConfigError(
-            "E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first"
-        )
+        raise ConfigError("E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first")
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
     new = [(target, module, _build(model, module, target, config)) for target, module in targets]
@@ -100,7 +98,7 @@ def remove(model: nn.Module) -> nn.Module:
     Biases that were trained along keep their values. Layers built by hand become the plain layers they extend.
 
     Raises:
-        AdapterError: E-ADPT-69 where there is no LoRA, E-ADPT-113 where the weights are not the base's (PiSSA).
+        AdapterError: E-ADPT-69 if there is no LoRA, E-ADPT-113 if the weights are not the base's (PiSSA).
     """
     for _, layer in _require_layers(model):
         layer.require_own_weight()
@@ -116,7 +114,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """Add every update to its weight for good, and put the plain layers back, in place; keep trained modules_to_save.
 
     Raises:
-        AdapterError: E-ADPT-69 where there is no LoRA, E-ADPT-108 for a weight that other layers share, E-ADPT-109
+        AdapterError: E-ADPT-69 if there is no LoRA, E-ADPT-108 for a weight that other layers share, E-ADPT-109
             for an update that does not fit into its weight.
     """
     layers = _require_layers(model)
@@ -227,9 +225,7 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
 def _is_read(model: nn.Module, module: nn.Module) -> bool:
     """Tell whether torch reads the weight of this linear layer instead of calling it."""
     readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return any(
-        child is module for parent in model.modules() if isinstance(parent, readers) for child in parent.children()
-    )
+    return any(child is module for parent in model.modules() if isinstance(parent, readers) for child in parent.children())
 
 
 def _linear(module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:

@@ -274,9 +274,7 @@ class Embedding(MergeableLayer, nn.Embedding):
         # With max_norm a lookup shortens rows of the weight it is given, so only the frozen rows may pass through it:
         # a merged row has been shortened before the update was added.
         max_norm = None if self.merged else self.max_norm
-        result = F.embedding(
-            x, self.weight, self.padding_idx, max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
-        )
+        result = F.embedding(x, self.weight, self.padding_idx, max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
         if self.merged:
             return result
         low_TR = F.embedding(

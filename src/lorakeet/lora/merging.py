@@ -39,9 +39,7 @@ class LoRALayer:
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
         if r < 0:
-            raise ConfigError(
-                "E-CFG-37", f"r is {r}; 0 is the plain layer", place=type(self).__name__, fix="Use r >= 0"
-            )
+            raise ConfigError("E-CFG-37", f"r is {r}; 0 is the plain layer", place=type(self).__name__, fix="Use r >= 0")
         self.r = r
         self.lora_alpha = lora_alpha
         # Always a module: loralib's lambda for 0 cannot be pickled.
@@ -98,7 +96,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         """Draw lora_A and lora_B afresh, so that the update is zero."""
 
     def check_mergeable(self) -> None:
-        """Raise an AdapterError, E-ADPT-109, where the update has no place in the weight."""
+        """Raise an AdapterError, E-ADPT-109, if the update has no place in the weight."""
 
     def merge(self) -> None:
         """Add the update to the weight, once; the original weight is put aside."""
@@ -124,12 +122,13 @@ class MergeableLayer(LoRALayer, nn.Module):
         self.merged = False
 
     def require_own_weight(self) -> None:
-        """Raise an AdapterError, E-ADPT-113, where the weight lacks what A and B began with."""
+        """Raise an AdapterError, E-ADPT-113, if the weight lacks what A and B began with."""
         if self.initial_pair is not None:
             raise AdapterError(
-                "E-ADPT-113", "the base model is not in memory any more: PiSSA has moved a part of it into the adapter",
+                "E-ADPT-113",
+                "the base model is not in memory any more: PiSSA has moved a part of it into the adapter",
                 fix="Load the base model again",
-            )  # fmt: skip
+            )
 
     def forget_unmerged(self) -> None:
         """Make the merged weight the weight for good."""
@@ -152,7 +151,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         nn.Module.train(self, module.training)
 
     def release(self) -> nn.Module:
-        """Give back the layer that was adopted, with the parameters as they are now and without LoRA."""
+        """Return the layer that was adopted, with the parameters as they are now and without LoRA."""
         if not self._replaced:
             return self._plain()
         (module,) = self._replaced
@@ -190,7 +189,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         """Take the update from tensors of the names and shapes that `to_peft` returns.
 
         Raises:
-            AdapterError: E-ADPT-109 where the layer's own form cannot express them.
+            AdapterError: E-ADPT-109 if the layer's own form cannot express them.
         """
         merged = self.merged
         self.unmerge()

@@ -99,9 +99,7 @@ def read_config(directory: Path) -> tuple[LoraConfig, bool]:
     fields = _read_json(path)
     if fields.get("peft_type") != "LORA":
         raise AdapterError(
-            "E-ADPT-67",
-            f"peft_type is {fields.get('peft_type')!r}; only LORA adapters can be loaded",
-            place=str(path),
+            "E-ADPT-67", f"peft_type is {fields.get('peft_type')!r}; only LORA adapters can be loaded", place=str(path)
         )
     for name in ("r", "lora_alpha", "target_modules"):
         if fields.get(name) is None:
@@ -169,9 +167,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise AdapterError("E-ADPT-104", f"the file is larger than {_MAX_BYTES} bytes", place=str(path))
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except FileNotFoundError:
-        raise AdapterError(
-            "E-ADPT-105", "the file is missing", place=str(path), fix="Name an adapter directory"
-        ) from None
+        raise AdapterError("E-ADPT-105", "the file is missing", place=str(path), fix="Name an adapter directory") from None
     except AdapterError:
         raise
     except (ValueError, RecursionError) as error:

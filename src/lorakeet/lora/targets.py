@@ -45,7 +45,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.
     """Return the modules that `config` names, in the order of the model.
 
     Raises:
-        ConfigError: E-CFG-42 where a name matches nothing.
+        ConfigError: E-CFG-42 if a name matches nothing.
     """
     names = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
     modules = dict(model.named_modules())
@@ -60,9 +60,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.
     paths = [path for path in paths if not _is_excluded(path, config) and _in_layers(path, names, config)]
     # An attention layer brings LoRA to its output projection itself.
     attention = {path for path in paths if isinstance(modules[path], nn.MultiheadAttention)}
-    paths = [
-        path for path in paths if path.removesuffix(".out_proj") == path or path[: -len(".out_proj")] not in attention
-    ]
+    paths = [path for path in paths if path.removesuffix(".out_proj") == path or path[: -len(".out_proj")] not in attention]
     if not paths:
         raise _matches_nothing(", ".join(names), modules)
     return [(target_of(path, config), modules[path]) for path in paths]
@@ -72,15 +70,13 @@ def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Mod
     """Return the modules that modules_to_save names, by their paths.
 
     Raises:
-        ConfigError: E-CFG-42 where a name matches nothing, E-CFG-165 where a weight is tied to another module.
+        ConfigError: E-CFG-42 if a name matches nothing, E-CFG-165 if a weight is tied to another module.
     """
     names = config.modules_to_save or []
     modules = dict(model.named_modules())
     for name in names:
         if not any(name_matches(name, path) for path in modules):
-            raise ConfigError(
-                "E-CFG-42", f'"{name}" matches 0 modules', place="modules_to_save", fix="Correct the name"
-            )
+            raise ConfigError("E-CFG-42", f'"{name}" matches 0 modules', place="modules_to_save", fix="Correct the name")
     saved = {path: module for path, module in modules.items() if path and matches_any(names, path)}
     # A module inside a saved module goes with it.
     saved = {path: module for path, module in saved.items() if not any(path.startswith(f"{other}.") for other in saved)}
@@ -111,9 +107,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_transformers_conv1d(module: nn.Module) -> bool:
     """Tell whether `module` is transformers' Conv1D, without importing transformers."""
-    return any(
-        f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D" for kind in type(module).mro()
-    )
+    return any(f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D" for kind in type(module).mro())
 
 
 def _pattern_matches(name: str, path: str) -> bool:

@@ -26,7 +26,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
     """Write `tensors` and `note` to `path`, and read them back to see that they are there.
 
     Raises:
-        AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-110 where the file reads back otherwise.
+        AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-110 if the file reads back otherwise.
     """
     check_finite(path, tensors)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -69,9 +69,7 @@ def _check_same(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, An
     written, written_note = read_tensors(path)
     same = written.keys() == tensors.keys() and all(torch.equal(written[key], tensors[key].cpu()) for key in tensors)
     if not same or written_note != dict(note):
-        raise AdapterError(
-            "E-ADPT-110", "the file does not read back as it was written", place=str(path), fix="Check the disk"
-        )
+        raise AdapterError("E-ADPT-110", "the file does not read back as it was written", place=str(path), fix="Check the disk")
 
 
 def _note_in(metadata: Mapping[str, Any]) -> dict[str, Any]:

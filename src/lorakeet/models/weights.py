@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lorakeet.cache import remembered_hash
 from lorakeet.errors import ModelError
+from lorakeet.files.cache import remembered_hash
 from lorakeet.files.durable import write_file
 from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
-from lorakeet.models.config import Phi3Config, read_json
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.ops.memory import free_bytes
+from lorakeet.machine.memory import free_bytes
+from lorakeet.models.config import DecoderConfig, read_json
+from lorakeet.models.decoder import CausalLM
 
 Put = Callable[[nn.Module, Iterable[str], torch.Tensor], torch.Tensor]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,21 +44,19 @@ class Checkpoint:
     files: Mapping[Path, Mapping[str, TensorEntry]]
 
     def entries(self) -> dict[str, TensorEntry]:
-        """Give all tensors by name."""
+        """Return all tensors by name."""
         return {name: entry for entries in self.files.values() for name, entry in entries.items()}
 
 
-def load_model(
-    directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> Phi3ForCausalLM:
+def load_model(directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> CausalLM:
     """Build the model of a directory, in evaluation mode; without `dtype` in the type of its weights.
 
-    Raises: ModelError where the directory is no Phi-3 model or its weights are not exactly the model's.
+    Raises: ModelError if the directory is no Phi-3 model or its weights are not exactly the model's.
     """
     directory = Path(directory)
-    config = Phi3Config.from_directory(directory)
+    config = DecoderConfig.from_directory(directory)
     with torch.device("meta"):
-        model = Phi3ForCausalLM(config)
+        model = CausalLM(config)
     load_weights(model, directory, dtype=dtype, device=device)
     return model.eval()
 
@@ -71,7 +69,7 @@ def load_weights(
     device: torch.device | str = "cpu",
     put: Put | None = None,
 ) -> None:
-    """Give every parameter of `model` (built on the meta device, best) its value from `directory`.
+    """Set every parameter of `model` (built on the meta device, best) its value from `directory`.
 
     Parameters that are one tensor in the model stay one; the checkpoint may name it once or, if equal, repeatedly.
     `put` is called with the model, all names of a parameter and its value, and gives the parameter it has put there.
@@ -93,9 +91,11 @@ def load_weights(
             loaded |= dict.fromkeys(all_names[name], (put or put_parameter)(model, all_names[name], tensor))
         elif not torch.equal(loaded[name], tensor):
             raise ModelError(
-                "E-MODEL-107", f"{' and '.join(all_names[name])} differ, but config.json says that they are one",
-                place=str(directory), fix="Set tie_word_embeddings to false in config.json",
-            )  # fmt: skip
+                "E-MODEL-107",
+                f"{' and '.join(all_names[name])} differ, but config.json says that they are one",
+                place=str(directory),
+                fix="Set tie_word_embeddings to false in config.json",
+            )
 
 
 def _require_memory(model: nn.Module, dtype: torch.dtype, place: str) -> None:
@@ -105,8 +105,9 @@ def _require_memory(model: nn.Module, dtype: torch.dtype, place: str) -> None:
         raise ModelError(
             "E-MODEL-186",
             f"the weights need {needed / 1e9:.1f} GB in {_short(dtype)}, and {free / 1e9:.1f} GB are free",
-            place=place, fix="Use --load-in-4bit, or close other programs",
-        )  # fmt: skip
+            place=place,
+            fix="Use --load-in-4bit, or close other programs",
+        )
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -119,9 +120,7 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 def read_weight(directory: Path, path: str) -> torch.Tensor:
     """Read the weight of one layer, by its path, as it lies on disk: (out, in)."""
     name = f"{path}.weight"
-    ((file, entry),) = (
-        (file, entries[name]) for file, entries in open_checkpoint(directory).files.items() if name in entries
-    )
+    ((file, entry),) = ((file, entries[name]) for file, entries in open_checkpoint(directory).files.items() if name in entries)
     with mapped(file) as mapping:
         return mapping.read(entry)
 
@@ -147,7 +146,7 @@ def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _main_dtype(entries: Mapping[str, TensorEntry]) -> torch.dtype:
-    """Give the type that most of the weights have."""
+    """Return the type that most of the weights have."""
     num_bytes: dict[torch.dtype, int] = {}
     for entry in entries.values():
         num_bytes[entry.dtype] = num_bytes.get(entry.dtype, 0) + entry.num_bytes
@@ -171,8 +170,9 @@ def _check_names_and_shapes(
             "E-MODEL-66" if missing or extra else "E-MODEL-65",
             "weights do not fit config.json: "
             + "; ".join(f"{len(names)} tensors {what} ({_some(names)})" for what, names in problems if names),
-            place=place, fix="Take config.json and weights from the same model",
-        )  # fmt: skip
+            place=place,
+            fix="Take config.json and weights from the same model",
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -183,13 +183,11 @@ def _some(names: list[str]) -> str:
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Find a directory's weights and check the header of every file.
 
-    Raises: ModelError where there are none, a shard is missing or named badly, or a file is broken.
+    Raises: ModelError if there are none, a shard is missing or named badly, or a file is broken.
     """
     single, index = directory / WEIGHTS, directory / INDEX
     if single.exists() and index.exists():
-        raise ModelError(
-            "E-MODEL-109", f"holds both {WEIGHTS} and {INDEX}", place=str(directory), fix="Remove the older one"
-        )
+        raise ModelError("E-MODEL-109", f"holds both {WEIGHTS} and {INDEX}", place=str(directory), fix="Remove the older one")
     if index.exists():
         return _open_shards(directory, index)
     if single.exists():
@@ -197,9 +195,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
     if pickles:
         raise ModelError(
-            "E-MODEL-63", f"weights are pickle files ({_some(pickles)}), which can run code and are never opened",
-            place=str(directory), fix="Use a version of the model with safetensors files",
-        )  # fmt: skip
+            "E-MODEL-63",
+            f"weights are pickle files ({_some(pickles)}), which can run code and are never opened",
+            place=str(directory),
+            fix="Use a version of the model with safetensors files",
+        )
     raise ModelError(
         "E-MODEL-108", f"no weights: expected {WEIGHTS} or {INDEX}", place=str(directory), fix="Name a model directory"
     )
@@ -211,9 +211,11 @@ def _float_entries(file: Path) -> dict[str, TensorEntry]:
     for name, entry in entries.items():
         if entry.dtype not in _FLOATS:
             raise ModelError(
-                "E-MODEL-59", f"tensor {name} is of type {_short(entry.dtype)}; expected {_FLOATS_TEXT}",
-                place=str(file), fix="Use the model's 16-bit or 32-bit weights",
-            )  # fmt: skip
+                "E-MODEL-59",
+                f"tensor {name} is of type {_short(entry.dtype)}; expected {_FLOATS_TEXT}",
+                place=str(file),
+                fix="Use the model's 16-bit or 32-bit weights",
+            )
     return entries
 
 
@@ -249,7 +251,7 @@ def _bad_shard(message: str, index: Path) -> ModelError:
 def save_weights(
     state: Iterable[tuple[str, torch.Tensor]],
     directory: Path,
-    config: Phi3Config,
+    config: DecoderConfig,
     *,
     dtype: torch.dtype,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -258,14 +260,15 @@ def save_weights(
 
     state: (name, tensor) in any order; with tied embeddings lm_head may be there, if it equals the embedding.
 
-    Raises: ModelError where the directory already holds weights, or names or shapes are not the model's.
+    Raises: ModelError if the directory already holds weights, or names or shapes are not the model's.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     old = sorted(file.name for pattern in ("*.safetensors", INDEX, *_PICKLES) for file in directory.glob(pattern))
     if old:
-        raise ModelError("E-MODEL-48", f"already holds weights ({_some(old)})", place=str(directory),
-                         fix="Choose another directory")  # fmt: skip
+        raise ModelError(
+            "E-MODEL-48", f"already holds weights ({_some(old)})", place=str(directory), fix="Choose another directory"
+        )
     shards = _plan_shards(config, dtype, max_shard_bytes)
     drafts = {shard: directory / f".{shard}.part" for shard in shards}
     try:
@@ -286,10 +289,10 @@ def save_weights(
     write_file(directory / "config.json", _json_bytes(config.to_dict(_short(dtype))))
 
 
-def _plan_shards(config: Phi3Config, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:
+def _plan_shards(config: DecoderConfig, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:
     """Spread the model's tensors over files: {file name: {tensor name: shape}}."""
     with torch.device("meta"):
-        model = Phi3ForCausalLM(config)
+        model = CausalLM(config)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
@@ -334,9 +337,7 @@ def _checked(
             what = "is given twice" if name in shapes else "is not the model's"
             raise ModelError("E-MODEL-66", f"tensor {name} {what}", place=place)
         if tuple(tensor.shape) != left.pop(name):
-            raise ModelError(
-                "E-MODEL-65", f"tensor {name} is {tuple(tensor.shape)}, expected {shapes[name]}", place=place
-            )
+            raise ModelError("E-MODEL-65", f"tensor {name} is {tuple(tensor.shape)}, expected {shapes[name]}", place=place)
         yield name, tensor
     if left:
         raise ModelError("E-MODEL-66", f"{len(left)} tensors missing ({_some(list(left))})", place=place)
@@ -351,7 +352,7 @@ def _json_bytes(value: object) -> bytes:
 
 
 def fingerprint(directory: Path) -> str:
-    """Give the SHA-256 that tells this base model from every other: of all weights, however they are sharded.
+    """Return the SHA-256 that tells this base model from every other: of all weights, however they are sharded.
 
     It covers each tensor's name, type, shape and bytes. The whole of the weights is read (about a second for each
     gigabyte and core) and the result kept in the cache directory while no file's size or time changes.

@@ -8,10 +8,8 @@ T tokens, H heads, E head width, R rotating pairs (2 R <= E; pair r is made of t
 import torch
 
 
-def rope_tables(
-    position_ids_T: torch.Tensor, inv_freq: torch.Tensor, magnitude: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give (cos_TR, sin_TR) in fp32, each times `magnitude`; `inv_freq` is (R,) or, by token, (T, R)."""
+def rope_tables(position_ids_T: torch.Tensor, inv_freq: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (cos_TR, sin_TR) in fp32, each times `magnitude`; `inv_freq` is (R,) or, by token, (T, R)."""
     angle_TR = position_ids_T[:, None].float() * inv_freq
     return angle_TR.cos() * magnitude, angle_TR.sin() * magnitude
 

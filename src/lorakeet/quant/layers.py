@@ -1,7 +1,7 @@
 """Linear layers with a frozen weight of 4 or 8 bits; their state has bitsandbytes' names.
 
 data in: the weight of a linear layer → out: a layer that computes as if over the dequantised weight. Which layers of a
-model are quantised, and where their weights come from, is `models/quantized.py`; adapters on top are `lora/quant.py`.
+model are quantised, and where their weights come from, is `quant/loading.py`; adapters on top are `lora/quantized.py`.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakeet.ops import nf4
-from lorakeet.ops.quantized_linear import dequantize_4bit, dequantize_8bit, linear_4bit, linear_8bit, quantize_8bit
+from lorakeet.quant import nf4
+from lorakeet.quant.linear import dequantize_4bit, dequantize_8bit, linear_4bit, linear_8bit, quantize_8bit
 
 
 class QuantizedLinear(nn.Module):
@@ -37,11 +37,11 @@ class QuantizedLinear(nn.Module):
 
     @abstractmethod
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Give the weight that the layer computes with, (out, in), in `dtype` or the one it had before."""
+        """Return the weight that the layer computes with, (out, in), in `dtype` or the one it had before."""
 
     @abstractmethod
     def weight_tensors(self) -> dict[str, Tensor]:
-        """Give what is stored of the weight, under the names bitsandbytes saves it by."""
+        """Return what is stored of the weight, under the names bitsandbytes saves it by."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in) → (..., out)."""
@@ -77,9 +77,16 @@ class Linear4bit(QuantizedLinear):
     nested_offset: Tensor | None
 
     def __init__(
-        self, packed: Tensor, scales: nf4.Scales, in_features: int, out_features: int, *, quant_type: str,
-        dtype: torch.dtype, blocksize: int = nf4.BLOCKSIZE,
-    ) -> None:  # fmt: skip
+        self,
+        packed: Tensor,
+        scales: nf4.Scales,
+        in_features: int,
+        out_features: int,
+        *,
+        quant_type: str,
+        dtype: torch.dtype,
+        blocksize: int = nf4.BLOCKSIZE,
+    ) -> None:
         super().__init__()
         self._setup_quantized(packed, in_features, out_features, dtype)
         self.quant_type, self.blocksize = quant_type, blocksize
@@ -90,7 +97,7 @@ class Linear4bit(QuantizedLinear):
     def quantize(cls, weight_OI: Tensor, *, quant_type: str = "nf4", double_quant: bool = True) -> "Linear4bit":
         """Quantise the weight of a linear layer.
 
-        Raises: ModelError where it is not finite.
+        Raises: ModelError if it is not finite.
         """
         packed, scales = nf4.quantize(weight_OI, quant_type, double_quant=double_quant)
         out_features, in_features = weight_OI.shape
@@ -109,9 +116,14 @@ class Linear4bit(QuantizedLinear):
             None if offset is None else torch.tensor(float(offset), device=tensors["weight"].device),
         )
         return cls(
-            tensors["weight"], scales, in_features, out_features, quant_type=facts["quant_type"],
-            dtype=getattr(torch, facts["dtype"]), blocksize=facts["blocksize"],
-        )  # fmt: skip
+            tensors["weight"],
+            scales,
+            in_features,
+            out_features,
+            quant_type=facts["quant_type"],
+            dtype=getattr(torch, facts["dtype"]),
+            blocksize=facts["blocksize"],
+        )
 
     @property
     def scales(self) -> nf4.Scales:
@@ -123,12 +135,12 @@ class Linear4bit(QuantizedLinear):
         return linear_4bit(x, self.weight, self.scales, self.bias, self.out_features, self.quant_type, self.blocksize)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Give the weight that the layer computes with, (out, in)."""
+        """Return the weight that the layer computes with, (out, in)."""
         shape = (self.out_features, self.in_features)
         return dequantize_4bit(self.weight, self.scales, shape, dtype or self.dtype, self.quant_type, self.blocksize)
 
     def weight_tensors(self) -> dict[str, Tensor]:
-        """Give packed bytes, scales, code tables and, as JSON in bytes, the rest."""
+        """Return packed bytes, scales, code tables and, as JSON in bytes, the rest."""
         facts: dict[str, Any] = {
             "quant_type": self.quant_type,
             "blocksize": self.blocksize,
@@ -169,7 +181,7 @@ class Linear8bit(QuantizedLinear):
     def quantize(cls, weight_OI: Tensor) -> "Linear8bit":
         """Quantise the weight of a linear layer.
 
-        Raises: ModelError where it is not finite.
+        Raises: ModelError if it is not finite.
         """
         weight, absmax = quantize_8bit(weight_OI)
         return cls(weight, absmax, dtype=weight_OI.dtype)
@@ -184,11 +196,11 @@ class Linear8bit(QuantizedLinear):
         return linear_8bit(x, self.weight, self.SCB, self.bias)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Give the weight that the layer computes with, (out, in)."""
+        """Return the weight that the layer computes with, (out, in)."""
         return dequantize_8bit(self.weight, self.SCB, dtype or self.dtype)
 
     def weight_tensors(self) -> dict[str, Tensor]:
-        """Give the whole numbers and the rows' largest absolute values; 0 is the format "row"."""
+        """Return the whole numbers and the rows' largest absolute values; 0 is the format "row"."""
         row_format = torch.tensor(0, dtype=torch.uint8)
         return {"weight": self.weight.detach(), "SCB": self.SCB, "weight_format": row_format}
 
@@ -197,6 +209,5 @@ def num_weights(model: nn.Module) -> int:
     """Count a model's weights, those in quantised layers too."""
     packed = {id(part.weight): part for part in model.modules() if isinstance(part, QuantizedLinear)}
     return sum(
-        packed[id(p)].in_features * packed[id(p)].out_features if id(p) in packed else p.numel()
-        for p in model.parameters()
+        packed[id(p)].in_features * packed[id(p)].out_features if id(p) in packed else p.numel() for p in model.parameters()
     )

@@ -11,9 +11,9 @@ from typing import Any
 
 from lorakeet import dist
 from lorakeet.files import durable
-from lorakeet.training.memory import peak_memory_bytes
+from lorakeet.machine.peak_memory import peak_memory_bytes
+from lorakeet.training.loop import Trainer
 from lorakeet.training.prediction import Prediction, predict
-from lorakeet.training.trainer import Trainer
 
 LEAST_STEPS = 50
 """A shorter run gets no prediction: the calibration would take a tenth of it."""

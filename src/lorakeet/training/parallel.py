@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lorakeet import dist
 from lorakeet.errors import ConfigError
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.training.checkpoint import TrainerState
+from lorakeet.models.decoder import CausalLM
+from lorakeet.rundir.checkpoint import TrainerState
 from lorakeet.training.rng import get_rng_states, set_rng_states
 
 
@@ -34,7 +34,7 @@ class SharedModel(DistributedDataParallel):
     of all, so the sum is wanted: a mean of means would weigh a token by the process it happened to be in.
     """
 
-    def __init__(self, model: Phi3ForCausalLM) -> None:
+    def __init__(self, model: CausalLM) -> None:
         # The base is the same in all processes, which `same_start` sees to for the adapters.
         super().__init__(model, init_sync=False, gradient_as_bucket_view=True)
         self.broadcast_buffers = False  # they are the base's, and the argument's name depends on torch's version
@@ -53,13 +53,13 @@ def _add_up(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def shared(model: Phi3ForCausalLM) -> Phi3ForCausalLM:
-    """Give what a training step calls: the model where it is alone, else a SharedModel, which answers for it."""
+def shared(model: CausalLM) -> CausalLM:
+    """Return what a training step calls: the model where it is alone, else a SharedModel, which answers for it."""
     if not dist.is_shared():
         return model
     # Layers are compiled one by one, inside; there is no graph to split where gradients are exchanged.
     torch._dynamo.config.optimize_ddp = False
-    return cast(Phi3ForCausalLM, SharedModel(model))
+    return cast(CausalLM, SharedModel(model))
 
 
 def kept_apart(model: nn.Module) -> contextlib.AbstractContextManager:
@@ -72,24 +72,24 @@ def same_start(named_params: Mapping[str, torch.Tensor]) -> None:
     if not dist.is_shared():
         return
     with torch.no_grad():
-        for name, value in dist.tensors_from_main(
-            {name: param.detach() for name, param in named_params.items()}
-        ).items():
+        for name, value in dist.tensors_from_main({name: param.detach() for name, param in named_params.items()}).items():
             named_params[name].copy_(value)
 
 
 def require_same(identity: Mapping[str, str]) -> None:
-    """Raise ConfigError where this process is about to learn something else than the main one: data, base, settings."""
+    """Raise ConfigError if this process is about to learn something else than the main one: data, base, settings."""
     mains = dist.from_main(dict(identity))
     if differing := [key for key, value in identity.items() if mains[key] != value]:
         raise ConfigError(
-            "E-CFG-183", f"process {dist.rank()} has another {', '.join(differing)} than the main one",
-            place=socket.gethostname(), fix="Give every machine the same files and the same command",
-        )  # fmt: skip
+            "E-CFG-183",
+            f"process {dist.rank()} has another {', '.join(differing)} than the main one",
+            place=socket.gethostname(),
+            fix="Give every machine the same files and the same command",
+        )
 
 
 def state_from_main(found: TrainerState | None) -> TrainerState | None:
-    """Give every process the state that the main one has read, so that only its machine need hold the checkpoints."""
+    """Return in every process the state that the main one has read, so that only its machine need hold the checkpoints."""
     if not dist.is_shared() or not dist.from_main(found is not None):
         return found
     received: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def state_from_main(found: TrainerState | None) -> TrainerState | None:
     return TrainerState(**received)
 
 
-def shard_base(model: Phi3ForCausalLM) -> None:
+def shard_base(model: CausalLM) -> None:
     """Leave every process a part of each frozen weight, whole only while its layer computes; the adapters stay whole.
 
     The embedding, the final norm and the head come together once a step and stay until its backward pass is over.
@@ -110,9 +110,11 @@ def shard_base(model: Phi3ForCausalLM) -> None:
     adapters = {param for param in model.parameters() if param.requires_grad}
     if not all(param.is_floating_point() for param in model.parameters()):
         raise ConfigError(
-            "E-CFG-185", "a quantised model is not shared out", place="training_config.fsdp",
+            "E-CFG-185",
+            "a quantised model is not shared out",
+            place="training_config.fsdp",
             fix="Leave fsdp out: each process holds the small model whole",
-        )  # fmt: skip
+        )
     mesh = init_device_mesh(model.lm_head.weight.device.type, (dist.world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, ignored_params=adapters)

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from lorakeet.data.conversation import Example
-from lorakeet.data.loader import iterate_steps
-from lorakeet.loss import pack_for
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.ops.memory import free_bytes, product_bytes_to_come
-from lorakeet.training.memory import peak_during, peak_memory_bytes
-from lorakeet.training.trainer import Trainer, train_step
+from lorakeet.data.order import iterate_steps
+from lorakeet.machine.memory import free_bytes, product_bytes_to_come
+from lorakeet.machine.peak_memory import peak_during, peak_memory_bytes
+from lorakeet.models.decoder import CausalLM
+from lorakeet.objectives.sft import pack_for
+from lorakeet.training.loop import Trainer, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,7 @@ def predict(trainer: Trainer) -> Prediction:
     small, large = _calibrate(trainer, [passes[len(passes) // 4], largest[0]])
     tokens = sum(_num_tokens(part) for part in passes)
     # Evenly over the sorted passes.
-    sampled = [
-        _size(model, passes[i], is_noisy) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}
-    ]
+    sampled = [_size(model, passes[i], is_noisy) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}]
     train_s = len(passes) * statistics.fmean(_seconds(size, small, large) for size in sampled)
     evaluation_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
     evaluations = {"no": 0.0, "epoch": 1.0, "steps": trainer.steps_per_epoch / config.eval_steps}[config.eval_strategy]
@@ -119,8 +117,9 @@ def _warn_of_shortage(peak: int) -> None:
             "Training is predicted to take %.1f GB more than now, and %.1f GB are free. Smaller passes give the same "
             "gradient: halve per_device_train_batch_size and double gradient_accumulation_steps. Or set "
             "gradient_checkpointing: true, or full.",
-            to_come / 1e9, free / 1e9,
-        )  # fmt: skip
+            to_come / 1e9,
+            free / 1e9,
+        )
 
 
 def _passes(trainer: Trainer, num_steps: int) -> Iterator[list[Example]]:
@@ -189,7 +188,7 @@ def _at_most(examples: list[Example], limit: int) -> list[Example]:
     return taken
 
 
-def _size(model: Phi3ForCausalLM, examples: Sequence[Example], is_noisy: bool = False) -> _Size:
+def _size(model: CausalLM, examples: Sequence[Example], is_noisy: bool = False) -> _Size:
     """Say what decides the cost of a pass over `examples`."""
     config, batch = model.config, pack_for(model, examples, is_noisy=is_noisy)
     width = config.num_attention_heads * config.head_dim

@@ -16,14 +16,14 @@ from rich.text import Text
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode_many
-from lorakeet.data.template import Template
+from lorakeet.data.prepare import PreparedData
+from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError
 from lorakeet.evaluation.generation import question_of, reference_of
 from lorakeet.infer.engine import generate
-from lorakeet.models.phi3 import Phi3ForCausalLM
-from lorakeet.training.metrics import JsonlReporter, Reporter, Reporters, Row
-from lorakeet.training.prepare import PreparedData
+from lorakeet.models.decoder import CausalLM
+from lorakeet.training.reporting import JsonlReporter, Reporter, Reporters, Row
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class Question:
     """The answer that is known, where the question is a held-out row."""
 
 
-def build_sampler(
-    config: RunConfig, data: PreparedData, tokenizer: Tokenizer, template: Template, context: int
-) -> "Sampler":
+def build_sampler(config: RunConfig, data: PreparedData, tokenizer: Tokenizer, template: Template, context: int) -> "Sampler":
     """Build what the configuration asks for: its own prompts, or the last answers of held-out rows; or nothing."""
     settings, wanted = config.training_config, config.training_config.sample_prompts
     if isinstance(wanted, int):
@@ -57,17 +55,11 @@ class Sampler:
     """Answers the same questions whenever it is called."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        template: Template,
-        questions: Sequence[Question],
-        *,
-        max_new_tokens: int,
-        context: int,
+        self, tokenizer: Tokenizer, template: Template, questions: Sequence[Question], *, max_new_tokens: int, context: int
     ) -> None:
         """Encode the questions; `context` is the model's limit in tokens.
 
-        Raises: ConfigError E-CFG-44 where a question leaves no room for an answer.
+        Raises: ConfigError E-CFG-44 if a question leaves no room for an answer.
         """
         self.tokenizer, self.questions, self.max_new_tokens = tokenizer, questions, max_new_tokens
         self.reporters = Reporters()
@@ -77,9 +69,11 @@ class Sampler:
         for conversation, prompt in zip(conversations, self.prompts, strict=True):
             if len(prompt) >= context:
                 raise ConfigError(
-                    "E-CFG-44", f"has {len(prompt)} tokens; the model's context holds {context} with the answer",
-                    place=conversation.place, fix="Shorten the prompt",
-                )  # fmt: skip
+                    "E-CFG-44",
+                    f"has {len(prompt)} tokens; the model's context holds {context} with the answer",
+                    place=conversation.place,
+                    fix="Shorten the prompt",
+                )
 
     @contextmanager
     def reporting(self, run_directory: Path, first_step: int, console: Console) -> Iterator[None]:
@@ -90,13 +84,11 @@ class Sampler:
         with Reporters(*told) as self.reporters:
             yield
 
-    def sample(self, model: Phi3ForCausalLM, step: int) -> list[Row]:
+    def sample(self, model: CausalLM, step: int) -> list[Row]:
         """Answer every question."""
         # A cache that grows would be compiled anew for every length.
         with torch.compiler.set_stance("force_eager"):
-            generations = generate(
-                model, self.prompts, stop_ids=self.tokenizer.stop_ids, max_new_tokens=self.max_new_tokens
-            )
+            generations = generate(model, self.prompts, stop_ids=self.tokenizer.stop_ids, max_new_tokens=self.max_new_tokens)
         return [
             {
                 "step": step,

@@ -12,18 +12,16 @@ from rich.console import Console
 
 from lorakeet import dist
 from lorakeet.config import RunConfig
-from lorakeet.training import checkpoint
-from lorakeet.training.metrics import ConsoleReporter, JsonlReporter, Reporter, Reporters
-from lorakeet.training.reporters import open_reporters
+from lorakeet.rundir import checkpoint
+from lorakeet.training.loop import Trainer
+from lorakeet.training.reporting import ConsoleReporter, JsonlReporter, Reporter, Reporters
 from lorakeet.training.samples import Sampler
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.services import open_reporters
 
 logger = logging.getLogger(__name__)
 
 
-def train_and_save(
-    directory: Path, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]
-) -> None:
+def train_and_save(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]) -> None:
     """Train to the end, saving on the way, and at once where somebody wants to stop."""
     settings, stop = trainer.config, trainer.stop
     metrics = JsonlReporter(directory / "metrics.jsonl", trainer.step) if dist.is_main() else None
@@ -56,9 +54,7 @@ def train_and_save(
             if stop.requested and not stop.at_once and trainer.step:
                 if saved_step != trainer.step:
                     save()
-                logger.warning(
-                    "Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, directory
-                )
+                logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, directory)
             raise
 
 

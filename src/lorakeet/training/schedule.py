@@ -23,12 +23,12 @@ from lorakeet.errors import ConfigError
 
 
 def warmup_steps(config: TrainingConfig, total_steps: int) -> int:
-    """Give the number of warm-up steps: the count where one is set, else the ratio, rounded up."""
+    """Return the number of warm-up steps: the count where one is set, else the ratio, rounded up."""
     return config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
 
 
 def check_schedule(config: TrainingConfig, total_steps: int) -> None:
-    """Raise ConfigError where the phases of the schedule do not fit into the run."""
+    """Raise ConfigError if the phases of the schedule do not fit into the run."""
     options = config.schedule
     if isinstance(options, WarmupStableDecay):
         warmup, stable = warmup_steps(config, total_steps), options.num_stable_steps or 0
@@ -37,12 +37,13 @@ def check_schedule(config: TrainingConfig, total_steps: int) -> None:
                 "E-CFG-145",
                 f"{warmup} + {stable} + {options.num_decay_steps} steps of warm-up, peak and decay are more than the "
                 f"run's {total_steps}",
-                place="training_config.lr_scheduler_kwargs", fix="Lower num_decay_steps or num_stable_steps",
-            )  # fmt: skip
+                place="training_config.lr_scheduler_kwargs",
+                fix="Lower num_decay_steps or num_stable_steps",
+            )
 
 
 def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Give the learning rate of optimizer step `step`, counted from 0."""
+    """Return the learning rate of optimizer step `step`, counted from 0."""
     peak, options = config.learning_rate, config.schedule
     if config.lr_scheduler_type == "constant":
         return peak
@@ -74,22 +75,14 @@ def _warmup_stable_decay(step: int, warmup: int, total_steps: int, options: Warm
     stable = total_steps - warmup - decay if stable is None else stable
     if step < warmup:
         progress = step / warmup
-        rising = {
-            "linear": progress,
-            "cosine": 0.5 * (1 - math.cos(math.pi * progress)),
-            "1-sqrt": 1 - math.sqrt(1 - progress),
-        }
+        rising = {"linear": progress, "cosine": 0.5 * (1 - math.cos(math.pi * progress)), "1-sqrt": 1 - math.sqrt(1 - progress)}
         return _above(options.min_lr_ratio, rising[options.warmup_type])
     if step < warmup + stable:
         return 1.0
     if step >= warmup + stable + decay:
         return options.min_lr_ratio
     progress = (step - warmup - stable) / decay
-    falling = {
-        "linear": 1 - progress,
-        "cosine": _cosine(progress, options.num_cycles),
-        "1-sqrt": 1 - math.sqrt(progress),
-    }
+    falling = {"linear": 1 - progress, "cosine": _cosine(progress, options.num_cycles), "1-sqrt": 1 - math.sqrt(progress)}
     return max(0.0, _above(options.min_lr_ratio, falling[options.decay_type]))
 
 
@@ -115,5 +108,5 @@ def _above(minimum: float, factor: float) -> float:
 
 
 def _minimum(options: CosineWithMinimum, peak: float) -> float:
-    """Give the minimum as a part of the peak."""
+    """Return the minimum as a part of the peak."""
     return options.min_lr / peak if options.min_lr is not None else options.min_lr_rate or 0.0

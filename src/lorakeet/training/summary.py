@@ -7,9 +7,9 @@ import torch
 
 from lorakeet.config import RunConfig
 from lorakeet.data.pack import packing_stats
+from lorakeet.data.prepare import PreparedData
 from lorakeet.quant.layers import num_weights
-from lorakeet.training.prepare import PreparedData
-from lorakeet.training.trainer import Trainer
+from lorakeet.training.loop import Trainer
 
 
 def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:

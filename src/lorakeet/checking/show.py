@@ -1,0 +1,161 @@
+"""How a check report and its examples look: on a terminal with or without colour, and as one HTML file.
+
+data in: CheckReport, rows to show → out: text. Nothing is computed here.
+"""
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from lorakeet.checking.report import CheckReport, Shown
+from lorakeet.data.conversation import Example
+from lorakeet.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Look = Literal["context", "learned", "control", "learned-control"]
+_STYLES: dict[Look, str] = {"context": "dim", "learned": "bold green", "control": "blue", "learned-control": "bold magenta"}
+_MARKS: dict[Look, tuple[str, str]] = {
+    "context": ("", ""),
+    "learned": ("«", "»"),
+    "control": ("{", "}"),
+    "learned-control": ("«{", "}»"),
+}
+_NAMES: dict[Look, str] = {
+    "learned": "learned",
+    "context": "context",
+    "control": "control token",
+    "learned-control": "learned control token",
+}
+
+
+def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[Look, str]]:
+    """Cut an example into stretches of one look, each with its text."""
+    learned = bytearray(len(example.input_ids))
+    for start, end in example.spans:
+        learned[start:end] = b"\1" * (end - start)
+    runs: list[tuple[Look, list[int]]] = []
+    for index, token in enumerate(example.input_ids):
+        control = token in tokenizer.control_ids
+        look: Look = ("learned-control" if control else "learned") if learned[index] else ("control" if control else "context")
+        if runs and runs[-1][0] == look and not control:
+            runs[-1][1].append(token)
+        else:
+            runs.append((look, [token]))
+    texts = tokenizer.decode_inside([ids for _, ids in runs])
+    yield from ((look, text) for (look, _), text in zip(runs, texts, strict=True))
+
+
+def example_text(shown: Shown, tokenizer: Tokenizer, *, colour: bool) -> "Text":
+    """Draw one row: by colours, or by marks where there are none."""
+    from rich.text import Text
+
+    text = Text()
+    for look, part in stretches(shown.example, tokenizer):
+        before, after = ("", "") if colour else _MARKS[look]
+        text.append(before + _visible(part) + after, _STYLES[look] if colour else "")
+    return text
+
+
+def legend(*, colour: bool) -> "Text":
+    """Say what the colours or the marks mean."""
+    from rich.text import Text
+
+    text = Text()
+    for look, name in _NAMES.items():
+        text.append(", " if text else "")
+        before, after = ("", "") if colour else _MARKS[look]
+        text.append(before + name + after, _STYLES[look] if colour else "")
+    return text
+
+
+def _visible(text: str) -> str:
+    """Replace what would move the cursor or hide text; line breaks and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def report_lines(report: CheckReport) -> list[str]:
+    """Write the figures, one fact a line."""
+    lines = [
+        f"{report.num_usable:,} of {report.num_rows:,} rows usable, every one proven; template {report.template}",
+        f"{report.num_tokens:,} tokens, {report.num_supervised_tokens:,} of them learned "
+        f"({report.num_supervised_tokens / max(report.num_tokens, 1):.0%}; learn={report.learn})",
+    ]
+    lines += [f"format {kind}: {file}" for file, kind in report.formats.items()]
+    lines += [f"note: {text} ({count})" for text, count in report.notes.items()]
+    if report.num_truncated or report.num_dropped:
+        lines.append(f"truncation: {report.num_truncated:,} rows shortened, {report.num_dropped:,} dropped")
+    lines += _length_lines(report)
+    lines.append(f"suggested --max-length {report.suggested_max_length} ({report.packing_waste:.1%} waste when packed)")
+    for cost in report.truncation_cost:
+        if cost["rows"]:
+            lines.append(f"--max-length {cost['max_length']}: {cost['rows']:,} rows too long, {cost['tokens']:,} tokens")
+    lines.append(f"duplicates: {report.duplicates.count:,}" + _pairs(report.duplicates.examples))
+    if report.control_text_rows:
+        lines.append(
+            f"control tokens in content: {report.control_text_rows:,} rows, kept as text, first at {report.control_text_place}"
+        )
+    lines.append("languages: " + ", ".join(f"{name} {count:,}" for name, count in list(report.languages.items())[:6]))
+    lines.append("scripts: " + ", ".join(f"{name} {part:.1%}" for name, part in list(report.scripts.items())[:6]))
+    lines.append("longest: " + ", ".join(f"{place} ({length:,})" for place, length in report.longest_rows))
+    lines.append("shortest: " + ", ".join(f"{place} ({length:,})" for place, length in report.shortest_rows))
+    if report.cost is not None:
+        minutes, memory = report.cost["seconds_per_epoch"] / 60, report.cost["peak_memory_bytes"] / 1e9
+        lines.append(
+            f"training on this machine, measured on two steps: {minutes:,.1f} minutes an epoch "
+            f"({report.cost['tokens_per_second']:,.0f} tokens/s), {memory:.2f} GB at the peak"
+        )
+    return lines
+
+
+def _length_lines(report: CheckReport) -> list[str]:
+    lengths = report.lengths
+    if lengths is None:
+        return []
+    lines = [
+        f"lengths: {lengths.shortest} to {lengths.longest} tokens, median {lengths.median}, "
+        f"mean {lengths.mean:.1f}, p95 {lengths.p95}, p99 {lengths.p99}"
+    ]
+    most = max(count for _, _, count in lengths.histogram)
+    for low, high, count in lengths.histogram:
+        bar = "█" * round(40 * count / most) if count else ""
+        lines.append(f"  {low:>6}–{high:<6} {count:>8,} {bar}".rstrip())
+    return lines
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"; {place} repeats {earlier}" for place, earlier in pairs[:2])
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>lorakeet check</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8886; border-radius: 6px; padding: .8rem; }}
+.context {{ opacity: .65; }}
+.learned {{ background: #3a35; font-weight: 600; }}
+.control {{ color: #37c; font-size: .85em; }}
+.learned-control {{ color: #a2a; background: #3a35; font-size: .85em; font-weight: 600; }}
+</style></head><body>
+<h1>lorakeet check</h1>
+<pre>{figures}</pre>
+<h2>Examples</h2>
+<p><span class="learned">learned</span> <span class="context">context</span> <span class="control">control</span>
+<span class="learned-control">learned control</span></p>
+{examples}
+</body></html>
+"""
+
+
+def report_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenizer) -> str:
+    """Write report and examples as one HTML page that needs nothing else."""
+    blocks = []
+    for one in shown:
+        parts = "".join(
+            f'<span class="{look}">{html.escape(_visible(text))}</span>' for look, text in stretches(one.example, tokenizer)
+        )
+        blocks.append(f"<h3>{html.escape(one.conversation.place)}</h3>\n<pre>{parts}</pre>")
+    return _PAGE.format(figures=html.escape("\n".join(report_lines(report))), examples="\n".join(blocks))

@@ -1,0 +1,297 @@
+"""All rows of a run, encoded, proven and fitted: in parallel for large data, and cached under a key of everything.
+
+data in: Conversations, tokenizer, template, options → out: EncodedRows. Cache files are safetensors; a damaged one
+is not trusted but made anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakeet.data.conversation import Conversation, Example
+from lorakeet.data.encode import Learn, Truncation, encode_many, fit_length
+from lorakeet.data.prove import prove_many, prove_untruncated
+from lorakeet.data.templates.template import Template
+from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.errors import DataError
+from lorakeet.files.durable import write_file
+
+if TYPE_CHECKING:
+    import numpy
+
+_CHUNK = 256
+_MOST_CACHED = 32  # files; the oldest go
+_PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it gives
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Proven examples and what happened on the way to them."""
+
+    examples: list[Example]
+    kept: list[int]
+    """Index of each example's row."""
+    num_rows: int
+    num_truncated: int = 0
+    """Rows that lost tokens at the left."""
+    num_dropped: int = 0
+    """Rows that the truncation policy dropped."""
+    from_cache: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens."""
+        return sum(len(example.input_ids) for example in self.examples)
+
+    @property
+    def num_supervised_tokens(self) -> int:
+        """Tokens that are training targets."""
+        return sum(example.num_supervised_tokens for example in self.examples)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every chunk needs; sent once to each process."""
+
+    tokenizer: Tokenizer
+    template: Template
+    learn: Learn
+    max_length: int | None
+    truncation: Truncation
+
+    def run(self, rows: Sequence[Conversation]) -> list[Example | None]:
+        """Encode, prove and fit one chunk; None stands for a dropped row."""
+        examples = encode_many(rows, self.tokenizer, self.template, learn=self.learn)
+        prove_many(rows, examples, self.tokenizer, self.template, learn=self.learn)
+        return [self._fit(example) for example in examples]
+
+    def _fit(self, example: Example) -> Example | None:
+        if self.max_length is None:
+            return example
+        fitted = fit_length(example, self.max_length, self.truncation, bos_id=self.tokenizer.bos_id)
+        if fitted is not None and self.truncation != "truncate-left":
+            prove_untruncated(example, fitted)
+        return fitted
+
+
+def encode_rows(
+    rows: Sequence[Conversation],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    learn: Learn = "all",
+    max_length: int | None = None,
+    truncation: Truncation = "error",
+    cache_dir: Path | None = None,
+    num_processes: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EncodedRows:
+    """Encode, prove and fit all rows; on_progress is told (rows done, rows in all).
+
+    num_processes is chosen by the amount of data where it is None. Raises DataError at the first row that fails, and
+    where no row is left.
+    """
+    job = _Job(tokenizer, template, learn, max_length, truncation)
+    path = None
+    if cache_dir is not None:
+        path = Path(cache_dir) / f"{cache_key(rows, tokenizer, template, learn, max_length, truncation)}.safetensors"
+        cached = _load(path, rows)
+        if cached is not None:
+            return cached
+    if num_processes is None:
+        num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
+    results: list[Example | None] = []
+    for pairs in _run_chunks(job, rows, num_processes):
+        results += [example for _, example in pairs]
+        if on_progress is not None:
+            on_progress(len(results), len(rows))
+    encoded = _collect(results)
+    if not encoded.examples:
+        place = rows[0].place if rows else ""
+        raise DataError("E-DATA-28", f"0 of {len(rows)} usable: every row was dropped", place=place, fix="Raise --max-length")
+    if path is not None:
+        # A full or read-only disk costs the cache, never the run.
+        with contextlib.suppress(OSError):
+            _save(path, encoded)
+    return encoded
+
+
+def encode_stream(
+    rows: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    learn: Learn = "all",
+    max_length: int | None = None,
+    truncation: Truncation = "error",
+    num_processes: int = 1,
+) -> Iterator[tuple[Conversation, Example | None]]:
+    """Encode, prove and fit rows as they come, with flat memory; None stands for a dropped row."""
+    job = _Job(tokenizer, template, learn, max_length, truncation)
+    for pairs in _run_chunks(job, rows, num_processes):
+        yield from pairs
+
+
+def num_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _may_spawn() -> bool:
+    """Tell whether new processes can start without running somebody's script again.
+
+    A spawned process imports the main module, and a script without a `__main__` guard would begin anew in it. Our own
+    command has the guard; elsewhere the tokenizer's threads must do.
+    """
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return main is None or Path(main).stem == "lorakeet" or Path(main).parent.name == "lorakeet"
+
+
+def _run_chunks(
+    job: _Job, rows: Iterable[Conversation], num_processes: int
+) -> Iterator[list[tuple[Conversation, Example | None]]]:
+    """Run the job over the rows, in order, a chunk at a time."""
+    source = iter(rows)
+    chunks = iter(lambda: list(islice(source, _CHUNK)), [])
+    if num_processes <= 1:
+        for chunk in chunks:
+            yield list(zip(chunk, job.run(chunk), strict=True))
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # spawn: the parent may hold torch's and the tokenizer's threads, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, initializer=_start_process, initargs=(job,)) as pool:
+        try:
+            waiting = deque((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 4 * num_processes))
+            while waiting:
+                chunk, result = waiting.popleft()
+                yield list(zip(chunk, result.result(), strict=True))
+                waiting.extend((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_job: _Job | None = None  # of this worker process
+
+
+def _start_process(job: _Job) -> None:
+    global _job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends them
+    _job = job
+
+
+def _run_in_process(rows: list[Conversation]) -> list[Example | None]:
+    assert _job is not None
+    return _job.run(rows)
+
+
+def _collect(results: Sequence[Example | None]) -> EncodedRows:
+    kept = [index for index, example in enumerate(results) if example is not None]
+    examples = [example for example in results if example is not None]
+    return EncodedRows(
+        examples,
+        kept,
+        num_rows=len(results),
+        num_truncated=sum(example.num_cut > 0 for example in examples),
+        num_dropped=len(results) - len(kept),
+    )
+
+
+def cache_key(
+    rows: Sequence[Conversation],
+    tokenizer: Tokenizer,
+    template: Template,
+    learn: Learn,
+    max_length: int | None,
+    truncation: Truncation,
+) -> str:
+    """Hash everything that decides the encoded rows: data, tokenizer, template, options and this package's code."""
+    digest = hashlib.sha256()
+    options = [tokenizer.fingerprint, template.fingerprint, learn, max_length, truncation, _code_hash()]
+    digest.update(json.dumps(options).encode())
+    for row in rows:
+        said = [[m.role, m.content, m.train, m.tool_calls, m.name] for m in row.messages]
+        text = json.dumps([said, row.tools, row.text, row.place])
+        digest.update(f"{len(text)}:{text}".encode())
+    return digest.hexdigest()
+
+
+def _code_hash() -> str:
+    """Hash the source of this package and the version of the library that tokenizes."""
+    import tokenizers
+
+    digest = hashlib.sha256(tokenizers.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _save(path: Path, encoded: EncodedRows) -> None:
+    """Write the cache file in one step, so that no reader ever sees half of it."""
+    import numpy
+    from safetensors.numpy import save
+
+    def flat(values: list[Any]) -> "numpy.ndarray":
+        return numpy.array(values, dtype=numpy.int64)
+
+    examples = encoded.examples
+    arrays = {
+        "input_ids": flat([i for example in examples for i in example.input_ids]),
+        "lengths": flat([len(example.input_ids) for example in examples]),
+        "spans": flat([border for example in examples for span in example.spans for border in span]),
+        "num_spans": flat([len(example.spans) for example in examples]),
+        "num_cut": flat([example.num_cut for example in examples]),
+        "kept": flat(encoded.kept),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save(arrays, metadata={"sha256": _digest(arrays), "num_rows": str(encoded.num_rows)}))
+    newest_first = sorted(path.parent.glob("*.safetensors"), key=lambda old: old.stat().st_mtime, reverse=True)
+    for old in newest_first[_MOST_CACHED:]:
+        old.unlink(missing_ok=True)
+
+
+def _digest(arrays: dict[str, "numpy.ndarray"]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}:{len(arrays[name])}:".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _load(path: Path, rows: Sequence[Conversation]) -> EncodedRows | None:
+    """Read a cache file; None where there is none, or it is damaged."""
+    import numpy
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return None
+    if metadata.get("sha256") != _digest(arrays) or metadata.get("num_rows") != str(len(rows)):
+        return None
+    ends = numpy.cumsum(arrays["lengths"]).tolist()
+    span_ends = numpy.cumsum(arrays["num_spans"]).tolist()
+    ids, spans = arrays["input_ids"].tolist(), arrays["spans"].reshape(-1, 2).tolist()
+    results: list[Example | None] = [None] * len(rows)
+    start = first = 0
+    for index, end, last, cut in zip(arrays["kept"].tolist(), ends, span_ends, arrays["num_cut"].tolist(), strict=True):
+        borders = tuple((a, b) for a, b in spans[first:last])
+        results[index] = Example(ids[start:end], borders, rows[index].place, cut)
+        start, first = end, last
+    return replace(_collect(results), from_cache=True)

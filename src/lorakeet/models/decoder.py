@@ -1,0 +1,212 @@
+"""The Phi-3 decoder on a packed batch, under Hugging Face's names: a checkpoint's keys are this module's keys.
+
+data in: one flat stream of token ids with their positions and document boundaries → out: hidden states, of all
+tokens or only of the rows asked for. Logits and loss are not made here: they are only needed for some rows.
+Knows nothing of LoRA: its linear layers are plain `nn.Linear`, and whoever wants adapters replaces them.
+
+Source: Abdin et al. 2024, arXiv:2404.14219; reference implementation: transformers' models/phi3.
+
+T tokens, D hidden width, F MLP width, H query heads, K key-value heads, E head width, R rotating pairs, S rows kept.
+"""
+
+from functools import partial
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lorakeet.machine.compiling import can_compile, compile_module
+from lorakeet.models.config import DecoderConfig
+from lorakeet.ops.attention.packed import NO_WINDOW, attention
+from lorakeet.ops.rope import rope_tables, rotate
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer, kept between calls."""
+
+    def attend(
+        self, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
+    ) -> torch.Tensor:
+        """Store the new keys and values and attend to all stored ones; returns (T, H * E)."""
+        ...
+
+
+class KeyValueCache(Protocol):
+    """What generation hands in to keep keys and values between calls."""
+
+    def layer(self, layer_idx: int) -> LayerCache:
+        """Return the cache of one layer."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation, computed in fp32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        x = x_TD.float()
+        normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight.float()).to(x_TD.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with one fused projection: rows q, then k, then v."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.window = config.sliding_window or NO_WINDOW
+        width = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, width + 2 * self.num_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        cos_TR: torch.Tensor,
+        sin_TR: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        parents: torch.Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Mix the tokens of each document; returns (T, H * E), which `o_proj` is still to be applied to."""
+        H, K = self.num_heads, self.num_kv_heads
+        qkv = self.qkv_proj(x_TD).view(x_TD.shape[0], H + 2 * K, self.head_dim)
+        q_THE, k_TKE = rotate(qkv[:, :H], cos_TR, sin_TR), rotate(qkv[:, H : H + K], cos_TR, sin_TR)
+        # A copy: the values are kept for the backward pass, and as a view they would keep all of qkv with them.
+        v_TKE = qkv[:, H + K :].contiguous()
+        if cache is not None:
+            return cache.attend(q_THE, k_TKE, v_TKE, cu_seqlens, self.window)
+        return attention(q_THE, k_TKE, v_TKE, cu_seqlens, self.window, parents)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU with one fused projection: the gate's rows first, then the up rows."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        gate_TF, up_TF = self.gate_up_proj(x_TD).chunk(2, dim=-1)
+        return self.down_proj((F.silu(gate_TF.float()) * up_TF.float()).to(x_TD.dtype))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each after a norm and added to what came in."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        cos_TR: torch.Tensor,
+        sin_TR: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        parents: torch.Tensor | None = None,
+        rows_S: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Apply the layer; with `rows_S`, go on after attention with those rows alone and return only them."""
+        mixed = self.self_attn(self.input_layernorm(x_TD), cos_TR, sin_TR, cu_seqlens, parents, cache)
+        if rows_S is not None:
+            x_TD, mixed = x_TD.index_select(0, rows_S), mixed.index_select(0, rows_S)
+        x_TD = x_TD + self.self_attn.o_proj(mixed)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class Decoder(nn.Module):
+    """Embedding, decoder layers, final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class CausalLM(nn.Module):
+    """A Phi-3 language model: mini, 3.5-mini, medium, Phi-4-mini, phi-4, and any other configuration of them."""
+
+    packed_modules_mapping: ClassVar = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    """The fused layers and the names their parts have in other decoders, under vLLM's name for it."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_layers = False
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        rows_S: torch.Tensor | None = None,
+        parents: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        noise_TD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute normed hidden states, (T, D) or, with `rows_S`, (S, D).
+
+        Args:
+            position_ids_T: each token's position in its own document.
+            cu_seqlens: document boundaries, (num_documents + 1,), from 0 to T.
+            rows_S: indices of the tokens whose hidden state is wanted.
+            parents: which segments continue which, where documents share their beginnings; see `attention`.
+            noise_TD: what to add to the embeddings.
+        """
+        x_TD = self.model.embed_tokens(input_ids_T)
+        if noise_TD is not None:
+            x_TD = x_TD + noise_TD.to(x_TD.dtype)
+        cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
+        last = len(self.model.layers) - 1
+        recompute = self.recompute_layers and torch.is_grad_enabled()
+        for i, layer in enumerate(self.model.layers):
+            rows, layer_cache = rows_S if i == last else None, None if cache is None else cache.layer(i)
+            call = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            x_TD = call(x_TD, cos_TR, sin_TR, cu_seqlens, parents, rows, layer_cache)
+        return self.model.norm(x_TD)
+
+    def compile_layers(self) -> None:
+        """Compile the decoder layers, once for sequences of any length; without a compiler do nothing."""
+        if not can_compile():
+            return
+        for layer in self.model.layers:
+            compile_module(layer)
+
+    def _rope_tables(self, position_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines; under LongRoPE each document's own length chooses its frequencies."""
+        config, device = self.config, position_ids_T.device
+        exponents_R = torch.arange(0, config.rotary_dim, 2, device=device).float() / config.rotary_dim
+        inv_freq_R = 1.0 / config.rope_theta**exponents_R
+        scaling = config.rope_scaling
+        if scaling is None:
+            return rope_tables(position_ids_T, inv_freq_R, 1.0)
+        short_R = torch.tensor(scaling.short_factor, device=device)
+        long_R = torch.tensor(scaling.long_factor, device=device)
+        # A document is as long as its last position says: in generation its earlier tokens are in the cache.
+        ends_D = cu_seqlens[1:].to(device).long()
+        lengths_D = position_ids_T[ends_D - 1] + 1
+        num_new_D = cu_seqlens.diff().to(device)
+        is_long_T = torch.repeat_interleave(
+            lengths_D > config.original_max_position_embeddings, num_new_D, output_size=len(position_ids_T)
+        )
+        factor_TR = torch.where(is_long_T[:, None], long_R, short_R)
+        return rope_tables(position_ids_T, inv_freq_R / factor_TR, scaling.attention_factor)

@@ -1,0 +1,1 @@
+"""One file a model family: its config.json, its fused layers, its names."""

@@ -1,0 +1,160 @@
+"""A model whose linear layers are quantised: made from 16-bit weights once, and read from the cache after that.
+
+data in: a model directory, how to quantise → out: the model, its norms, embeddings and output head in 16 bits. One
+tensor at a time is read and quantised, so the 16-bit model is never in memory. The cache holds one file a base model
+and configuration, in bitsandbytes' layout; it is found by the hash of the base's weights and checked by its own hash.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorakeet.config import QuantizationConfig
+from lorakeet.errors import LorakeetError, ModelError
+from lorakeet.files.cache import cache_dir, remembered_hash
+from lorakeet.files.durable import new_directory, require_space, write_file
+from lorakeet.files.hashing import file_sha256
+from lorakeet.files.safetensors_file import mapped, read_header, write_tensors
+from lorakeet.models import weights
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
+from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""To be raised whenever the same weights would be quantised to other numbers, or the file's layout changes."""
+_FILE, _HASH = "model.safetensors", "sha256.json"
+
+
+def load_quantized_model(
+    directory: Path, quantization: QuantizationConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> CausalLM:
+    """Build the model of a directory with its linear layers quantised, in evaluation mode.
+
+    Raises: ModelError, as `weights.load_model`, and where a weight is not finite.
+    """
+    directory = Path(directory)
+    config = DecoderConfig.from_directory(directory)
+    with torch.device("meta"):
+        model = CausalLM(config)
+    cached = cache_dir() / "quantized" / _key(directory, quantization, dtype)
+    if _is_whole(cached):
+        _read(model, cached / _FILE, dtype)
+    else:
+        _quantize(model, directory, quantization, dtype)
+        _write(model, cached)
+    return model.to(device).eval()
+
+
+def quantized_paths(model: nn.Module) -> list[str]:
+    """Return the paths of the layers that are quantised: every linear layer but the output head."""
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != "lm_head"]
+
+
+def _key(directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> str:
+    """Name what the quantised weights depend on."""
+    how = (
+        {"bits": 8}
+        if quantization.load_in_8bit
+        else {"bits": 4, "type": quantization.bnb_4bit_quant_type, "double": quantization.bnb_4bit_use_double_quant}
+    )
+    facts = [FORMAT, weights.fingerprint(directory), str(dtype), how]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _quantize(model: nn.Module, directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> None:
+    """Read the 16-bit weights and quantise each as it comes."""
+    layers = {f"{path}.weight": path for path in quantized_paths(model)}
+
+    def put(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> torch.Tensor:
+        (name, *_) = names = list(names)
+        if name not in layers:
+            return weights.put_parameter(model, names, tensor)
+        try:
+            layer = quantize_weight(tensor, quantization)
+        except ModelError as error:
+            raise ModelError(error.code, f"{name}: {error.message}", place=str(directory), fix=error.fix) from None
+        model.set_submodule(layers[name], layer)
+        return layer.weight
+
+    weights.load_weights(model, directory, dtype=dtype, put=put)
+
+
+def quantize_weight(weight: torch.Tensor, quantization: QuantizationConfig) -> QuantizedLinear:
+    """Build the quantised layer of a weight, (out, in).
+
+    Raises: ModelError if the weight is not finite.
+    """
+    if quantization.load_in_8bit:
+        return Linear8bit.quantize(weight)
+    return Linear4bit.quantize(
+        weight, quant_type=quantization.bnb_4bit_quant_type, double_quant=quantization.bnb_4bit_use_double_quant
+    )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return everything that the cache holds, under the names bitsandbytes would save it by."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    for path, layer in layers.items():
+        for name, tensor in layer.weight_tensors().items():
+            yield f"{path}.{name}", tensor
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in layers:
+            yield name, parameter.detach()
+
+
+def _write(model: nn.Module, directory: Path) -> None:
+    """Write the cache, whole or not at all; a cache that cannot be written costs time at the next start, no more."""
+    tensors = dict(_tensors(model))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        require_space(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
+        with new_directory(directory, replace=True) as draft:
+            write_tensors(draft / _FILE, tensors)
+            write_file(draft / _HASH, json.dumps({"sha256": file_sha256(draft / _FILE)}).encode())
+    except (OSError, LorakeetError) as error:
+        logger.warning("The quantised weights could not be kept, and will be made again: %s", error)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Tell whether the cache is there, and byte for byte what was written; an unchanged file is not read again."""
+    file = directory / _FILE
+    try:
+        expected = json.loads((directory / _HASH).read_text(encoding="utf-8"))["sha256"]
+        return remembered_hash("sha256", [file], lambda: file_sha256(file)) == expected
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
+    """Give the model its weights from the cache."""
+    entries = read_header(file, ModelError).entries
+    paths = quantized_paths(model)
+    owned: dict[str, list[str]] = {path: [] for path in paths}
+    for name in entries:
+        path = next((p for p in _prefixes(name) if p in owned), None)
+        if path is not None:
+            owned[path].append(name)
+    with mapped(file) as mapping:
+        for path, names in owned.items():
+            tensors = {name.removeprefix(f"{path}."): mapping.read(entries[name]) for name in names}
+            is_8bit = "SCB" in tensors
+            layer = Linear8bit.from_tensors(tensors, dtype) if is_8bit else Linear4bit.from_tensors(tensors)
+            model.set_submodule(path, layer)
+        taken = {name for names in owned.values() for name in names}
+        for aliases in dict.fromkeys(weights.aliases(model).values()):
+            stored = next((alias for alias in aliases if alias in entries and alias not in taken), None)
+            if stored is not None:
+                weights.put_parameter(model, aliases, mapping.read(entries[stored]))
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Return the paths that a tensor's name begins with."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))

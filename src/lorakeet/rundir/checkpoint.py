@@ -1,0 +1,342 @@
+"""Checkpoints that a crash cannot spoil.
+
+data in: the trainer's whole state and what identifies the run → out: RUN/checkpoints/step-000100/, and back.
+A checkpoint is written into a hidden folder, each file forced to disk, the manifest (sizes and SHA-256 of the others)
+last; then it is compared with what is in memory, renamed into place, read back, and only then are older ones deleted.
+Reading takes the newest one whose manifest holds, and names those it passed over. Everything is safetensors and JSON.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from lorakeet.files import durable
+from lorakeet.files.hashing import file_sha256
+from lorakeet.files.safetensors_file import read_tensors, write_tensors
+
+FORMAT = 1
+MANIFEST, VALUES = "manifest.json", "state.json"
+_TENSOR_FILES = ("params", "moments", "rng")
+_VALUES = ("counts", "optimizer")
+_FILES = (VALUES, *(f"{name}.safetensors" for name in _TENSOR_FILES))
+_DATA_KEYS = ("data", "held-out data")
+_FEWEST = 2  # checkpoints kept: one alone could be damaged
+_SHOWN = 12  # characters of a hash
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Everything that decides how training goes on."""
+
+    params: dict[str, torch.Tensor]
+    """Trainable parameters by name, fp32."""
+    moments: dict[str, torch.Tensor]
+    """The optimizer's tensors, as `training.state` names them."""
+    rng: dict[str, torch.Tensor]
+    """States of all random generators."""
+    counts: dict[str, Any]
+    """The run's place and sums: step, num_tokens and so on."""
+    optimizer: dict[str, Any]
+    """What else the optimizer keeps: its parameter groups and plain values."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of all tensors."""
+        groups = (getattr(self, name) for name in _TENSOR_FILES)
+        return sum(tensor.numel() * tensor.element_size() for group in groups for tensor in group.values())
+
+
+@contextmanager
+def lock(run_directory: Path) -> Iterator[None]:
+    """Hold a run directory alone; another process is told who has it. A new one that stays empty goes again.
+
+    What killed writers left unfinished in it is deleted, since nobody can be writing any more.
+    """
+    holder = run_directory / ".lock.pid"
+    held = FileLock(run_directory / ".lock", blocking=False)
+    with durable.writing(run_directory):
+        is_new = not run_directory.exists()
+        durable.make_directory(run_directory)
+        try:
+            held.acquire()
+        except Timeout:
+            pid = holder.read_text() if holder.exists() else "unknown"
+            raise ConfigError(
+                "E-CFG-50",
+                f"locked by process {pid}",
+                place=str(run_directory),
+                fix="Wait for it, or choose another output directory",
+            ) from None
+        holder.write_text(str(os.getpid()))
+        for directory in (run_directory, run_directory / "checkpoints"):
+            if directory.is_dir():
+                durable.remove_leftovers(directory)
+    try:
+        yield
+    finally:
+        held.release()
+        if is_new and all(path.name.startswith(".lock") for path in run_directory.iterdir()):
+            shutil.rmtree(run_directory)
+
+
+def save_checkpoint(
+    run_directory: Path, state: TrainerState, identity: dict[str, str], keep: int | None, *, best_step: int | None = None
+) -> Path:
+    """Write a checkpoint and prove that it reads back; then delete older ones.
+
+    The newest `keep` stay (None: all; never fewer than two), and so does the one of `best_step`.
+
+    Raises: ConfigError E-CFG-46 or 47 where it cannot be written, CheckpointError E-CKPT-110 if it reads back
+    otherwise, TrainingError E-TRAIN-15 if a value is not finite. The checkpoints before it are then untouched.
+    """
+    _require_finite(state)
+    root = run_directory / "checkpoints"
+    step = state.counts["step"]
+    target = checkpoint_path(run_directory, step)
+    with durable.writing(target):
+        durable.make_directory(root)
+        durable.require_space(root, state.num_bytes)
+        with durable.new_directory(target, replace=True) as draft:  # a damaged one may have the name
+            _write(draft, state, identity)
+            _compare(draft, state)
+        check_manifest(target)
+        # Any beyond this step are damaged: resuming had passed over them.
+        obsolete = [path for path in checkpoints(run_directory) if _step(path) > step]
+        older = [path for path in checkpoints(run_directory) if _step(path) < step]
+        older = older[max(_FEWEST, keep) - 1 :] if keep is not None else []
+        for path in obsolete + older:
+            if _step(path) != best_step:
+                durable.remove_directory(path)
+    return target
+
+
+def _write(draft: Path, state: TrainerState, identity: dict[str, str]) -> None:
+    """Write a checkpoint's files into `draft`, the manifest last."""
+    for name in _TENSOR_FILES:
+        write_tensors(draft / f"{name}.safetensors", getattr(state, name))
+    durable.write_file(draft / VALUES, _values_text(state).encode())
+    files = [draft / name for name in _FILES]
+    manifest = {
+        "format": FORMAT,
+        "step": state.counts["step"],
+        "versions": versions(),
+        "identity": identity,
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files},
+    }
+    durable.write_file(draft / MANIFEST, _manifest_text(manifest).encode())
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """Render a manifest with its own hash at the end, so that damage to itself is found too."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1)
+
+
+def _compare(draft: Path, state: TrainerState) -> None:
+    """Read a draft back and compare it with the state it was made from."""
+    read = _read(draft)
+    for name in _TENSOR_FILES:
+        found, expected = getattr(read, name), getattr(state, name)
+        if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key].cpu()) for key in found):
+            raise _reads_otherwise(draft / f"{name}.safetensors")
+    if _values_text(read) != _values_text(state):
+        raise _reads_otherwise(draft / VALUES)
+
+
+def _values_text(state: TrainerState) -> str:
+    return json.dumps({name: getattr(state, name) for name in _VALUES}, indent=1)
+
+
+def _reads_otherwise(file: Path) -> CheckpointError:
+    return CheckpointError(
+        "E-CKPT-110",
+        "does not read back as it was written",
+        place=str(file),
+        fix="Check the disk; the checkpoints before it are untouched",
+    )
+
+
+def _require_finite(state: TrainerState) -> None:
+    for group in (state.params, state.moments):
+        for name, tensor in group.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise TrainingError(
+                    "E-TRAIN-15",
+                    f"{name} holds NaN or infinity, and is not saved",
+                    place=f"step {state.counts['step']}",
+                    fix="Lower learning_rate and resume from the last checkpoint",
+                )
+
+
+def checkpoint_path(run_directory: Path, step: int) -> Path:
+    """Return the place of a step's checkpoint."""
+    return run_directory / "checkpoints" / f"step-{step:06}"
+
+
+def checkpoints(run_directory: Path) -> list[Path]:
+    """List a run's checkpoints, newest first, valid or not."""
+    root = run_directory / "checkpoints"
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)] if root.is_dir() else []
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def load_newest(run_directory: Path, identity: dict[str, str], note: Callable[[str], None]) -> tuple[Path, TrainerState] | None:
+    """Load the newest valid checkpoint, telling `note` of each one passed over; None where the run has none at all.
+
+    Raises: CheckpointError if checkpoints exist but none is valid, or where it belongs to another `identity`;
+    DataError if the data is not the one it was made with.
+    """
+    found = checkpoints(run_directory)
+    for path in found:
+        try:
+            manifest = check_manifest(path)
+            state = _read(path)
+        except CheckpointError as error:
+            if error.code == "E-CKPT-61":  # not damaged, and older ones would lose what it holds
+                raise
+            note(f"{error} Skipping it.")
+            continue
+        _require_identity(path, manifest["identity"], identity)
+        _note_versions(path, manifest["versions"], note)
+        return path, state
+    if found:
+        raise CheckpointError(
+            "E-CKPT-54",
+            f"none of its {len(found)} checkpoints is valid",
+            place=str(run_directory),
+            fix="Start again from step 0 with --restart, or choose another output directory",
+        )
+    return None
+
+
+def load_checkpoint(path: Path) -> TrainerState:
+    """Load this very checkpoint; raise CheckpointError if it is damaged."""
+    check_manifest(path)
+    return _read(path)
+
+
+def recorded_identity(run_directory: Path) -> dict[str, str]:
+    """Return the identity that the newest readable checkpoint has; {} where there is none."""
+    for path in checkpoints(run_directory):
+        with suppress(CheckpointError):
+            return _manifest(path)["identity"]
+    return {}
+
+
+def num_to_come(run_directory: Path) -> int:
+    """Count the checkpoints that a run must have room for: two kept, and one in writing."""
+    return max(1, _FEWEST + 1 - len(checkpoints(run_directory)))
+
+
+def _require_identity(path: Path, then: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse a checkpoint of another run than this one, naming what differs."""
+    differing = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    fix = "with what the run began with, or start a new run"
+    for key in set(differing).intersection(_DATA_KEYS):
+        hashes = f"its hash is {str(now.get(key))[:_SHOWN]}, was {str(then.get(key))[:_SHOWN]}"
+        kind = "training data" if key == "data" else key
+        raise DataError("E-DATA-30", f"the {kind} changed since: {hashes}", place=str(path), fix=f"Resume {fix}")
+    if "base model" in differing:
+        raise CheckpointError(
+            "E-CKPT-64",
+            f"belongs to the base model {then.get('base model')}, not to {now.get('base model')}",
+            place=str(path),
+            fix=f"Resume {fix}",
+        )
+    if differing:
+        fields = ", ".join(f"{key} ({now.get(key)}, was {then.get(key)})" for key in differing)
+        raise CheckpointError("E-CKPT-62", f"was made with another {fields}", place=str(path), fix=f"Resume {fix}")
+
+
+def _note_versions(path: Path, then: dict[str, str], note: Callable[[str], None]) -> None:
+    """Say what else differs; training goes on rightly, though perhaps not to the same last bit."""
+    changed = [f"{key} {then.get(key)} is now {value}" for key, value in versions().items() if then.get(key) != value]
+    if changed:
+        note(f"{path}: {', '.join(changed)}. The run goes on, but may end with other last bits.")
+
+
+def versions() -> dict[str, str]:
+    """Name what computes: another one may round in another way."""
+    return {
+        "lorakeet": _code_hash(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@functools.cache
+def _code_hash() -> str:
+    """Hash this package's source, which says more than its version."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cpp", ".h")):
+        digest.update(f"{file.relative_to(root)} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()[:_SHOWN]
+
+
+def check_manifest(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest after comparing every file with it; raise CheckpointError naming what differs."""
+    manifest = _manifest(path)
+    for name in _FILES:
+        file, entry = path / name, manifest["files"].get(name)
+        if entry is None or not file.is_file():
+            raise CheckpointError("E-CKPT-60", "is missing: cannot resume exactly", place=str(file))
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            code = "E-CKPT-55" if size == 0 else "E-CKPT-56"
+            raise CheckpointError(code, f"has {size} of {entry['bytes']} bytes", place=str(file))
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            raise CheckpointError("E-CKPT-53", f"cannot be read: {error.strerror or error}", place=str(file)) from None
+        if found != entry["sha256"]:
+            raise CheckpointError("E-CKPT-57", "does not match its manifest (SHA-256)", place=str(file))
+    if manifest["step"] != _step(path):
+        raise CheckpointError("E-CKPT-57", f"is of step {manifest['step']}: it was renamed", place=str(path))
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest that is as it was written."""
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        digest, found_format = manifest.pop("sha256", None), manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError("E-CKPT-53", "has no manifest.json: it was never finished", place=str(path)) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError("E-CKPT-53", "is not readable", place=str(file)) from None
+    if digest is None or text != _manifest_text(manifest):
+        raise CheckpointError("E-CKPT-57", "does not match its own SHA-256", place=str(file))
+    if found_format != FORMAT:
+        raise CheckpointError(
+            "E-CKPT-61", f"has format {found_format}, this version reads {FORMAT}", place=str(path), fix="Upgrade lorakeet"
+        )
+    return manifest
+
+
+def _read(path: Path) -> TrainerState:
+    """Read the state that a checkpoint holds."""
+    tensors = {name: read_tensors(path / f"{name}.safetensors", CheckpointError)[0] for name in _TENSOR_FILES}
+    values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+    return TrainerState(**tensors, **{name: values[name] for name in _VALUES})

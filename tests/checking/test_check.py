@@ -1,0 +1,241 @@
+"""The check report: figures counted apart, looks with and without colour, the command, and the real data."""
+
+import html.parser
+import json
+from collections import Counter
+
+import pytest
+
+from lorakeet.checking.check import Options, model_limit, run_check
+from lorakeet.checking.languages import count_scripts, guess_language
+from lorakeet.checking.report import check, measure, suggest_max_length
+from lorakeet.checking.show import example_text, report_html, report_lines, stretches
+from lorakeet.data.conversation import Conversation, Message
+from lorakeet.data.encode import encode_many
+from lorakeet.data.read import read_conversations
+from lorakeet.data.templates.template import template_for
+from lorakeet.errors import ConfigError, DataError
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in rows))
+    return path
+
+
+ROWS = [("hello", "hi there"), ("what is 12 + 30?", "it is 42"), ("hello", "hi there"), ("say <|end|>", "no " * 30)]
+
+
+def test_figures_match_a_count_apart(tmp_path, model_dir, tiny):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    report = run_check(Options(model_dir, [str(path)])).report
+    # Frame of one row: <|user|> … <|end|> <|assistant|> … <|end|> <|endoftext|>; the newlines are swallowed.
+    lengths = [5 + len(tiny.encode_text(prompt)) + len(tiny.encode_text(answer)) for prompt, answer in ROWS]
+    learned = [1 + len(tiny.encode_text(answer)) for _, answer in ROWS]
+    assert report.num_tokens == sum(lengths)
+    assert report.num_supervised_tokens == sum(learned)
+    assert (report.num_rows, report.num_usable, report.num_dropped) == (4, 4, 0)
+    assert report.lengths is not None
+    assert (report.lengths.shortest, report.lengths.longest) == (min(lengths), max(lengths))
+    assert report.longest_rows[0] == (f"{path}:4", max(lengths))
+    assert report.shortest_rows[0] == (f"{path}:1", min(lengths))
+    assert (report.duplicates.count, report.duplicates.examples) == (1, ((f"{path}:3", f"{path}:1"),))
+    assert report.formats == {str(path): "prompt-completion"}
+    assert (report.control_text_rows, report.control_text_place) == (1, f"{path}:4")
+    needed = [length - 1 for length in lengths]  # the eos after the last answer need not fit
+    for cost in report.truncation_cost:
+        assert cost["rows"] == sum(n > cost["max_length"] for n in needed)
+        assert cost["tokens"] == sum(max(0, n - cost["max_length"]) for n in needed)
+    json.dumps(report.to_dict())
+
+
+def test_memory_stays_flat_while_a_file_streams(tiny):
+    """What is kept of a row is some twenty bytes."""
+    import tracemalloc
+
+    def rows(count):
+        for i in range(count):
+            answer = Message("assistant", "hello world " * 40)
+            yield Conversation((Message("user", f"question {i}"), answer), f"f:{i + 1}")
+
+    def peak(count):
+        tracemalloc.start()
+        report, _ = check(rows(count), tiny, template_for(tiny))
+        assert (report.num_rows, report.duplicates.count) == (count, 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(1_000), peak(5_000)
+    assert many - few < 4_000 * 150  # the lists of the final figures included
+
+
+def test_measure_by_hand():
+    lengths = measure([10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+    assert (lengths.shortest, lengths.median, lengths.mean, lengths.p95, lengths.longest) == (10, 50, 55.0, 100, 100)
+    assert sum(count for _, _, count in lengths.histogram) == 10
+    assert lengths.histogram[0] == (10, 17, 1)
+    assert measure([7]).histogram == [(7, 7, 1)]
+
+
+def test_suggestion_ignores_a_few_giants():
+    assert suggest_max_length([100] * 999 + [120]) == 128
+    assert suggest_max_length([100] * 999 + [5000]) == 128
+    assert suggest_max_length([64]) == 64
+
+
+def test_languages_and_scripts():
+    known = {
+        "The house is on the hill and it is old.": "English",
+        "Das Haus ist nicht auf dem Berg und ich bin alt.": "German",
+        "Привет, как дела?": "Cyrillic",
+        "你好世界": "Han",
+        "1 + 1 = 2": "unknown",
+    }
+    for text, name in known.items():
+        assert guess_language(text, count_scripts(text)) == name
+    assert count_scripts("ab яю 你") == Counter({"Latin": 2, "Cyrillic": 2, "Han": 1})
+
+
+def test_looks_tell_all_four_kinds_apart(tiny):
+    row = Conversation((Message("user", "a\x1b[31m"), Message("assistant", "b")), "f:1")
+    _, (shown,) = check([row], tiny, template_for(tiny))
+    assert [look for look, _ in stretches(shown.example, tiny)] == [
+        "control",
+        "context",
+        "control",
+        "control",
+        "learned",
+        "learned-control",
+        "control",
+    ]
+    plain = example_text(shown, tiny, colour=False)
+    assert plain.plain == "{<|user|>}a\\x1b[31m{<|end|>}{<|assistant|>}«b»«{<|end|>}»{<|endoftext|>}"
+    assert plain.spans == []
+    coloured = example_text(shown, tiny, colour=True)
+    assert coloured.plain == "<|user|>a\\x1b[31m<|end|><|assistant|>b<|end|><|endoftext|>"
+    assert len({span.style for span in coloured.spans}) == 4
+
+
+def test_html_is_one_safe_page(tmp_path, model_dir):
+    hostile = "<script>alert(1)</script><img src=http://x>"
+    path = write(tmp_path / "a.jsonl", [(hostile, hostile)])
+    result = run_check(Options(model_dir, [str(path)]))
+    result.write_html(tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    tags = []
+
+    class Collect(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append(tag)
+            assert not {"src", "href", "onload"} & {name for name, _ in attrs}
+
+    Collect().feed(page)
+    assert {"script", "img", "link"}.isdisjoint(tags)
+    assert {"html", "style", "pre", "span"} <= set(tags)
+    assert "&lt;script&gt;" in page
+    assert page == report_html(result.report, result.shown, result.tokenizer)
+    with pytest.raises(ConfigError, match="E-CFG-46"):
+        result.write_html(tmp_path / "no" / "r.html")
+
+
+def test_rows_to_show(tmp_path, model_dir):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    assert len(run_check(Options(model_dir, [str(path)], num_examples=2)).shown) == 2
+    for name in ("2", "a.jsonl:2", f"{path}:2"):
+        (shown,) = run_check(Options(model_dir, [str(path)], row=name)).shown
+        assert shown.conversation.messages[0].content == "what is 12 + 30?"
+    with pytest.raises(DataError, match="E-DATA-118"):
+        run_check(Options(model_dir, [str(path)], row="99"))
+
+
+def test_options_reach_the_rows(tmp_path, model_dir):
+    path = write(tmp_path / "a.jsonl", ROWS[:1])
+    (shown,) = run_check(Options(model_dir, [str(path)], system="Be nice.")).shown
+    assert shown.conversation.messages[0] == Message("system", "Be nice.")
+    text = run_check(Options(model_dir, [str(path)], learn="text")).report
+    assert text.num_supervised_tokens == text.num_tokens - 1
+    with pytest.raises(ConfigError, match="E-CFG-124"):
+        run_check(Options(model_dir, [str(path)], truncation="maybe"))
+    demo = run_check(Options(model_dir, ["demo"]), demo=lambda split: read_conversations(path)).report
+    assert demo.num_rows == 1
+
+
+def test_the_models_limit_is_read_from_its_configuration(model_dir):
+    assert model_limit(model_dir) == 512
+
+
+def test_command_prints_and_writes_json(tmp_path, model_dir, capsys):
+    from lorakeet.cli.main import run
+
+    path = write(tmp_path / "a.jsonl", ROWS)
+    assert run(["check", str(model_dir), str(path), "--examples", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "{<|user|>}hello{<|end|>}{<|assistant|>}«hi there»«{<|end|>}»{<|endoftext|>}" in printed
+    assert "4 of 4 rows usable, every one proven; template phi3-mini" in printed
+    assert run(["check", str(model_dir), str(path), "--json"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last)["num_rows"] == 4
+    assert json.loads(last)["cost"] is None  # a model without weights; the rest of the check counts
+
+
+def test_gsm8k_figures(data_dir, smollm2, phi3):
+    """Counted apart: the answers through the bare tokenizer, the frame by hand."""
+    path = data_dir / "gsm8k_train.jsonl"
+    raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(raw) == 7473
+    # Around question and answer, SmolLM2's template writes <|im_start|>, the system turn, <|im_end|>, a newline; then
+    # <|im_start|> … <|im_end|>, a newline; <|im_start|>, the opener; and after the answer <|im_end|> and a newline.
+    # Phi-3's writes four control tokens and the end of text, and its newlines are swallowed.
+    system = len(smollm2.encode_text("system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"))
+    opener = len(smollm2.encode_text("assistant\n"))
+    frames = {"smollm2": (1 + system + 2) + 1 + 2 + (1 + opener) + 2, "phi3": 5}
+    for name, tokenizer, place, header in (("smollm2", smollm2, "continuation", "user\n"), ("phi3", phi3, "middle", "")):
+        rows = read_conversations(path)
+        report, _ = check(rows, tokenizer, template_for(tokenizer))
+        answers = sum(len(ids) for ids in tokenizer.encode_texts([row["answer"] for row in raw], place=place))
+        asked = tokenizer.encode_texts([header + row["question"] for row in raw], place="middle")
+        assert report.num_supervised_tokens == answers + 7473
+        assert report.num_tokens == answers + sum(map(len, asked)) + frames[name] * 7473
+        assert (report.num_rows, report.num_usable, report.duplicates.count) == (7473, 7473, 0)
+        assert report.languages["English"] > 7000
+        assert report.control_text_rows == 0
+        assert report.lengths is not None
+        assert sum(count for _, _, count in report.lengths.histogram) == 7473
+    # The first answer, token by token: "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n…\n#### 72" and its end.
+    first = encode_many([next(iter(read_conversations(path)))], phi3, template_for(phi3))[0]
+    ((start, end),) = first.spans
+    assert phi3.decode(first.input_ids[start:end]) == raw[0]["answer"] + "<|end|>"
+    assert first.input_ids[start - 1] == 32001
+
+
+def test_alpaca_figures(data_dir, phi3):
+    path = data_dir / "alpaca_en_demo.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    assert len(raw) == 999
+    report, _ = check(read_conversations(path), phi3, template_for(phi3))
+    said = Counter((row["instruction"], row["input"], row["output"]) for row in raw)
+    assert report.duplicates.count == sum(count - 1 for count in said.values())
+    prompts = ["\n".join(part for part in (row["instruction"], row["input"]) if part) for row in raw]
+    lengths = [
+        5 + len(question) + len(answer)
+        for question, answer in zip(
+            phi3.encode_texts(prompts, place="middle"),
+            phi3.encode_texts([row["output"] for row in raw], place="middle"),
+            strict=True,
+        )
+    ]
+    assert report.num_tokens == sum(lengths)
+    assert report.lengths is not None
+    assert report.lengths.longest == max(lengths)
+    longest = raw[lengths.index(max(lengths))]
+    line = int(report.longest_rows[0][0].rsplit(":", 1)[1])
+    text = path.read_text(encoding="utf-8").splitlines()[line : line + 4]
+    assert json.dumps(longest["instruction"], ensure_ascii=False) in "\n".join(text)
+
+
+def test_report_names_what_truncation_did(tmp_path, model_dir):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    report = run_check(Options(model_dir, [str(path)], max_length=20, truncation="drop")).report
+    assert report.num_dropped >= 1
+    assert any(f"{report.num_dropped} dropped" in line for line in report_lines(report))

@@ -1,0 +1,73 @@
+"""A small base model on disk with a trained tokenizer, and an adapter whose updates are not zero."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from lorakeet.config import LoraConfig
+from lorakeet.lora.adapter import save_adapter
+from lorakeet.lora.inject import inject, lora_layers
+from lorakeet.models import weights
+from tests.data.conftest import TEMPLATES, trained
+
+SIZES = {
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep hashes out of the user's cache."""
+    monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Save a base model with transformers, and the tokenizer beside it."""
+
+    def build(dtype=torch.float32, **changes):
+        tokenizer = trained("bpe")
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+        torch.manual_seed(0)
+        config = transformers.Phi3Config(**{**SIZES, **ids, **changes})
+        directory = tmp_path / "base"
+        transformers.Phi3ForCausalLM(config).to(dtype).save_pretrained(directory)
+        (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
+        names = {"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token}
+        (directory / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "PreTrainedTokenizerFast"}))
+        (directory / "chat_template.jinja").write_text((TEMPLATES / "phi3-mini.jinja").read_text())
+        return directory
+
+    return build
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Save an adapter for a base model; returns its directory and the live model."""
+
+    def build(base, **changes):
+        model = weights.load_model(base)
+        config = LoraConfig(**{"r": 4, "lora_alpha": 12, **changes})
+        inject(model, config)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for _, layer in lora_layers(model):
+                layer.lora_A.normal_(std=0.2)
+                layer.lora_B.normal_(std=0.2)
+        directory = tmp_path / "adapter"
+        save_adapter(
+            model, directory, config=config, base_model_name_or_path=str(base), extra={"base_hash": weights.fingerprint(base)}
+        )
+        return directory, model.eval()
+
+    return build
