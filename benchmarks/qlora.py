@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from lorakeet.demo_task import toolcalls
+from lorakeet.demo_task import recipe
 from lorakeet.machine.hardware import best_dtype
 
 ROW = 512
@@ -72,6 +72,7 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
 def demo(options: argparse.Namespace) -> None:
     """Train the demo's task, and print its score."""
     from lorakeet import api
+    from lorakeet.data.prepare import demo_rows
     from lorakeet.demo_task.scoring import score
     from lorakeet.evaluation.generation import generate_answers, mean_scores
 
@@ -79,7 +80,7 @@ def demo(options: argparse.Namespace) -> None:
     run = api.train(
         "demo",
         "demo",
-        training_config={**toolcalls.RECIPE, "output_dir": options.run_dir, "seed": options.seed},
+        training_config={**recipe.RECIPE, "output_dir": options.run_dir, "seed": options.seed},
         peft_config={"r": options.r, "lora_alpha": 2 * options.r, "init_lora_weights": initial},
         quantization_config={"load_in_4bit": options.bits == 4},
     )
@@ -88,8 +89,8 @@ def demo(options: argparse.Namespace) -> None:
         loaded.model,
         loaded.tokenizer,
         loaded.template,
-        toolcalls.held_out_conversations(),
-        max_new_tokens=toolcalls.MAX_NEW_TOKENS,
+        demo_rows("held_out"),
+        max_new_tokens=recipe.MAX_NEW_TOKENS,
         metrics={api.DEMO_METRIC: lambda reference, text: float(score(reference, text))},
     )
     print(json.dumps({"score_after": mean_scores(answers)[api.DEMO_METRIC], **run.summary}))
@@ -104,7 +105,7 @@ def main() -> None:
     of_demo.add_argument("run_dir")
     of_demo.add_argument("--bits", type=int, default=4, choices=[4, 16])
     of_demo.add_argument("--init", default="true", choices=["true", "loftq"])
-    of_demo.add_argument("--r", type=int, default=toolcalls.PEFT_RECIPE["r"], help="lora_alpha is twice that")
+    of_demo.add_argument("--r", type=int, default=recipe.PEFT_RECIPE["r"], help="lora_alpha is twice that")
     of_demo.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     if options.command == "dequantize":

@@ -42,9 +42,9 @@ def problems(count: int) -> list[tuple[str, str]]:
     """Return (question, answer) pairs."""
     file = gsm8k_file()
     if file is None:
-        from lorakeet.demo_task.toolcalls import training_conversations
+        from lorakeet.data.prepare import demo_rows
 
-        rows = training_conversations()[:count]
+        rows = demo_rows("train")[:count]
         return [(row.messages[-2].content, row.messages[-1].content) for row in rows]
     with file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]

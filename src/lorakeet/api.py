@@ -21,10 +21,10 @@ import torch
 
 from lorakeet import __version__, dist
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
-from lorakeet.data.prepare import PreparedData, prepare_data, read_held_out, read_rows
+from lorakeet.data.prepare import PreparedData, demo_rows, prepare_data, read_held_out, read_rows
 from lorakeet.data.templates.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
-from lorakeet.demo_task import toolcalls
+from lorakeet.demo_task import recipe
 from lorakeet.demo_task.scoring import score
 from lorakeet.errors import CheckpointError, ConfigError, MissingExtraError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
@@ -469,7 +469,7 @@ def telling_pairs(outcome: DemoOutcome, count: int) -> list[tuple[Answer, Answer
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:
     """Teach the embedded model the embedded task, scoring held-out requests before and after."""
-    rows = toolcalls.held_out_conversations()
+    rows = demo_rows("held_out")
 
     def answers(loaded: Loaded) -> list[Answer]:
         return generate_answers(
@@ -477,14 +477,14 @@ def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logg
             loaded.tokenizer,
             loaded.template,
             rows,
-            max_new_tokens=toolcalls.MAX_NEW_TOKENS,
+            max_new_tokens=recipe.MAX_NEW_TOKENS,
             metrics={DEMO_METRIC: lambda reference, text: float(score(reference, text))},
         )
 
     say(f"Task: turn a spoken request into one JSON tool call. Scoring the base model on {len(rows)} held-out requests.")
     before = answers(load_model("demo"))
     say(f"Score before training: {mean_scores(before)[DEMO_METRIC]:.1%} exact. Now it learns.")
-    settings = toolcalls.RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})
-    run = train("demo", "demo", training_config=settings, peft_config=toolcalls.PEFT_RECIPE)
+    settings = recipe.RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})
+    run = train("demo", "demo", training_config=settings, peft_config=recipe.PEFT_RECIPE)
     say("Scoring the trained model on the same requests.")
     return DemoOutcome(run, before, answers(run.load()))

@@ -150,8 +150,8 @@ def test_the_ready_made_configurations_are_valid(name):
 
 
 def test_the_demos_configuration_is_the_demos_recipe():
-    from lorakeet.demo_task import toolcalls
+    from lorakeet.demo_task import recipe
 
     config = resolve_config(file=Path(__file__).parents[2] / "configs" / "demo.yaml")
-    assert config.training_config == TrainingConfig(**toolcalls.RECIPE)
-    assert config.peft_config == LoraConfig(**toolcalls.PEFT_RECIPE)
+    assert config.training_config == TrainingConfig(**recipe.RECIPE)
+    assert config.peft_config == LoraConfig(**recipe.PEFT_RECIPE)

@@ -99,6 +99,6 @@ def _predict(report: "CheckReport", config: "RunConfig") -> None:
 
 def _demo(split: str) -> list:
     """The embedded conversations, for DATA `demo`."""
-    from lorakeet.demo_task import toolcalls
+    from lorakeet.data.prepare import demo_rows
 
-    return toolcalls.training_conversations() if split == "train" else toolcalls.held_out_conversations()
+    return demo_rows("train" if split == "train" else "held_out")

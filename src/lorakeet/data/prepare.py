@@ -5,7 +5,9 @@ the conversations that are kept apart for evaluation. Used by training and, for 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Example, with_system_prompt
@@ -14,12 +16,14 @@ from lorakeet.data.read import read_conversations
 from lorakeet.data.split import hold_out, refuse_overlap
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.demo_task.toolcalls import held_out_conversations, training_conversations
 from lorakeet.errors import ConfigError
 from lorakeet.files.cache import cache_dir
 
 MOST_HELD_OUT = 200
 """Rows held out where the user names none; more cost time at every evaluation and tell little more."""
+
+DEMO = Path(__file__).parents[1] / "demo_task"
+"""Where the rows lie that the source "demo" names; tools/demo_rows generates them."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,13 @@ def prepare_data(
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
     """Read a run's training and held-out conversations; the same ones each time, while the files are the same."""
     data = config.data
-    rows = [row for source in data.train for row in _read(source, config, training_conversations)]
+    rows = [row for source in data.train for row in _read(source, config, "train")]
     if data.eval is not None:
         held_out = read_held_out(data.eval, config)
         refuse_overlap(rows, held_out)
         return rows, held_out
     if data.train == ["demo"]:
-        return rows, held_out_conversations()
+        return rows, read_held_out(["demo"], config)
     fraction = min(data.eval_fraction, MOST_HELD_OUT / len(rows))
     if len(rows) * fraction < 1:
         return rows, []
@@ -95,14 +99,20 @@ def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]
 
 def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
     """Read every row of the named sources; "demo" names the demo's held-out rows."""
-    return [row for source in sources for row in _read(source, config, held_out_conversations)]
+    return [row for source in sources for row in _read(source, config, "held_out")]
 
 
-def _read(source: str, config: RunConfig, demo: Callable[[], list[Conversation]]) -> Iterable[Conversation]:
+def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:
+    """Return the demo's rows to train on, or those to score on."""
+    rows = read_conversations(DEMO / f"{split}.jsonl.gz")
+    return [replace(row, place=f"demo:{split}:{number}") for number, row in enumerate(rows, 1)]
+
+
+def _read(source: str, config: RunConfig, split: Literal["train", "held_out"]) -> Iterable[Conversation]:
     data = config.data
     rows: Iterable[Conversation]
     if source == "demo":
-        rows = demo()
+        rows = demo_rows(split)
     else:
         rows = read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)
     return rows if data.system is None else (with_system_prompt(row, data.system, replace_existing=True) for row in rows)

@@ -5,8 +5,8 @@ talk. The tool None stands for requests that no tool serves; all that fills thei
 wordings of their own, in held_out_phrasings.py.
 """
 
-from lorakeet.demo_task.phrasings import Phrasings, lines
-from lorakeet.demo_task.unserved_phrasings import UNSERVED
+from tools.demo_rows.phrasings import Phrasings, lines
+from tools.demo_rows.unserved_phrasings import UNSERVED
 
 TRAIN = Phrasings(
     templates={

@@ -1,16 +1,13 @@
-"""The demo's data set: a spoken request becomes one JSON tool call.
+"""The rows of the demo, generated: src/lorakeet/demo_task/{train,held_out}.jsonl.gz.
 
-user       uh, remind me to water the plants on March 14 at 3 pm
-assistant  {"tool": "set_reminder", "arguments": {"text": "water the plants", "date": "2026-03-14", "time": "3:00 pm"}}
+    python -m tools.demo_rows.generate          # writes both files
 
-A request that no tool serves becomes {"tool": null}. Held-out rows share no wording and no value with training rows,
-so a good score means that the task was learned, not the rows.
-
-data in: nothing (values.py and the phrasings) → out: Conversations, the same ones everywhere and always.
-Does not train or score anything; scoring.py does the latter.
+data in: nothing (values.py and the phrasings) → out: JSON lines of `messages`, the same ones everywhere and always.
+What the rows are for stands in lorakeet/demo_task/recipe.py; nothing here trains or scores.
 """
 
 import datetime
+import gzip
 import json
 import random
 import string
@@ -20,17 +17,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorakeet.data.conversation import Conversation, Message
-from lorakeet.demo_task import held_out_phrasings, training_phrasings
-from lorakeet.demo_task.phrasings import Phrasings
-from lorakeet.demo_task.values import ARTISTS, VALUES, YEAR, Split, Value, words
+from lorakeet.demo_task.recipe import SYSTEM
+from tools.demo_rows import held_out_phrasings, training_phrasings
+from tools.demo_rows.phrasings import Phrasings
+from tools.demo_rows.values import ARTISTS, VALUES, Split, Value, words
+
+DIRECTORY = Path(__file__).parents[2] / "src" / "lorakeet" / "demo_task"
+"""Where the package keeps the rows."""
 
 T = TypeVar("T")
-
-SYSTEM = f"Reply with one JSON tool call. The year is {YEAR}."
-
-MAX_NEW_TOKENS = 64
-"""More than the longest answer of the held-out rows needs, so that a right answer is never cut off."""
 
 TOOLS: dict[str, tuple[str, ...]] = {
     "set_reminder": ("text", "date", "time?"),
@@ -46,18 +41,6 @@ TOOLS: dict[str, tuple[str, ...]] = {
 
 ROWS: dict[Split, tuple[int, int]] = {"train": (235, 380), "held_out": (24, 24)}
 """Rows for each tool, and rows that no tool serves."""
-
-RECIPE: dict[str, Any] = {
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",
-    "eval_strategy": "no",
-}
-"""training_config of the demo: one pass, for a model that sees a row twice begins to learn it by heart."""
-
-PEFT_RECIPE: dict[str, Any] = {"r": 16, "lora_alpha": 32}
-"""peft_config of the demo."""
 
 PHRASINGS: dict[Split, Phrasings] = {"train": training_phrasings.TRAIN, "held_out": held_out_phrasings.HELD_OUT}
 
@@ -77,24 +60,20 @@ class Request:
     """What the assistant answers."""
 
 
-def training_conversations() -> list[Conversation]:
-    """Return the rows to train on."""
-    return _conversations("train")
+def jsonl(split: Split) -> str:
+    """Return the rows of a split as JSON lines of `messages`, as `lorakeet train` reads them."""
+    return "".join(json.dumps({"messages": _messages(request)}) + "\n" for request in requests(split))
 
 
-def held_out_conversations() -> list[Conversation]:
-    """Return the rows to score on."""
-    return _conversations("held_out")
+def _messages(request: Request) -> list[dict[str, str]]:
+    contents = {"system": SYSTEM, "user": request.text, "assistant": json.dumps(request.call)}
+    return [{"role": role, "content": content} for role, content in contents.items()]
 
 
-def write_jsonl(conversations: list[Conversation], path: str | Path) -> Path:
-    """Write conversations as JSON lines of `messages`, as `lorakeet train` reads them."""
-    rows = (
-        {"messages": [{"role": message.role, "content": message.content} for message in conversation.messages]}
-        for conversation in conversations
-    )
-    path = Path(path)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
+def write(split: Split, directory: Path = DIRECTORY) -> Path:
+    """Write the rows of a split; the bytes hold no time and no name, so the same rows are the same file."""
+    path = directory / f"{split}.jsonl.gz"
+    path.write_bytes(gzip.compress(jsonl(split).encode(), compresslevel=9, mtime=0))
     return path
 
 
@@ -104,16 +83,6 @@ def requests(split: Split) -> list[Request]:
     per_tool, unserved = ROWS[split]
     rows = [row for tool in TOOLS for row in writer.write(tool, per_tool)] + writer.write(None, unserved)
     return writer.shuffled(rows)
-
-
-def _conversations(split: Split) -> list[Conversation]:
-    return [
-        Conversation(
-            messages=(Message("system", SYSTEM), Message("user", request.text), Message("assistant", json.dumps(request.call))),
-            place=f"demo:{split}:{number}",
-        )
-        for number, request in enumerate(requests(split), start=1)
-    ]
 
 
 class _Writer:
@@ -226,3 +195,8 @@ def _argument(value: Value) -> str | int | float:
     if isinstance(value, Decimal):
         return int(value) if value == int(value) else float(value)
     return value
+
+
+if __name__ == "__main__":
+    for each in SEEDS:
+        print(write(each))

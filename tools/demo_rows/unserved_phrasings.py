@@ -1,6 +1,6 @@
 """What people ask of an assistant that no tool of the demo serves: questions, small talk, and other errands."""
 
-from lorakeet.demo_task.phrasings import lines
+from tools.demo_rows.phrasings import lines
 
 UNSERVED = lines("""
     what's the capital of Australia

@@ -1,6 +1,6 @@
 """How people word the held-out requests: other templates, politeness and hesitations than in training_phrasings.py."""
 
-from lorakeet.demo_task.phrasings import Phrasings, lines
+from tools.demo_rows.phrasings import Phrasings, lines
 
 HELD_OUT = Phrasings(
     templates={

@@ -10,12 +10,11 @@ import datetime
 from decimal import Decimal
 from typing import Literal
 
-from lorakeet.demo_task.composed import COMPOSED, COMPOSED_ARTISTS
+from lorakeet.demo_task.recipe import YEAR
+from tools.demo_rows.composed import COMPOSED, COMPOSED_ARTISTS
 
 Split = Literal["train", "held_out"]
 Value = str | int | Decimal | datetime.date | datetime.time
-
-YEAR = 2026
 
 
 def is_held_out(value: int | Decimal | datetime.date | datetime.time) -> bool:

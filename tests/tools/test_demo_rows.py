@@ -1,7 +1,8 @@
-"""The demo's rows: the same everywhere, well formed, and held out in words as well as in values."""
+"""The demo's rows: as generated, the same everywhere, well formed, held out in words as well as in values."""
 
 import datetime
 import difflib
+import gzip
 import hashlib
 import json
 import os
@@ -15,20 +16,11 @@ from pathlib import Path
 import pytest
 
 from lorakeet.data.conversation import Conversation
-from lorakeet.demo_task.toolcalls import (
-    PHRASINGS,
-    SYSTEM,
-    TOOLS,
-    Request,
-    held_out_conversations,
-    requests,
-    training_conversations,
-    ways_to_say,
-    write_jsonl,
-)
-from lorakeet.demo_task.values import ARTISTS, VALUES, is_held_out
+from lorakeet.data.prepare import DEMO, demo_rows
+from lorakeet.demo_task.recipe import SYSTEM
+from tools.demo_rows.generate import DIRECTORY, PHRASINGS, TOOLS, Request, jsonl, requests, ways_to_say, write
+from tools.demo_rows.values import ARTISTS, VALUES, is_held_out
 
-# Regenerate with: python tests/embedded/test_toolcalls.py
 SHA256 = {
     "train": "646eb95b20ac37cda215df1cf7b2eb47fe29040ae143db052c930247e7aec81c",
     "held_out": "482e7cafc3166abe4c2ca2a2ed305dff29739ce2b89d547f1865c3f349ab7279",
@@ -60,27 +52,37 @@ def bare(text: str) -> str:
     return " ".join(re.findall(r"[a-z']+|\{\}", re.sub(r"\{\w+\}", "{}", text.lower())))
 
 
-def test_the_rows_are_the_committed_ones() -> None:
-    assert digest(training_conversations()) == SHA256["train"]
-    assert digest(held_out_conversations()) == SHA256["held_out"]
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_the_package_holds_the_rows_that_are_generated(split: str, tmp_path: Path) -> None:
+    """Byte for byte once unpacked; how well gzip packs is up to the machine's zlib."""
+    shipped, written = DEMO / f"{split}.jsonl.gz", write(split, tmp_path)
+    assert gzip.decompress(shipped.read_bytes()) == gzip.decompress(written.read_bytes()) == jsonl(split).encode()
+    assert shipped.read_bytes()[:8] == written.read_bytes()[:8]  # no name, no time
+    assert DIRECTORY == DEMO
+
+
+def test_the_package_reads_the_rows_in_their_order() -> None:
+    assert {split: digest(demo_rows(split)) for split in SHA256} == SHA256
+    assert [row.place for row in demo_rows("held_out")[:2]] == ["demo:held_out:1", "demo:held_out:2"]
+
+
+def test_the_rows_are_small() -> None:
+    assert sum((DEMO / f"{split}.jsonl.gz").stat().st_size for split in SHA256) < 90_000
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_rows_do_not_depend_on_the_process(hash_seed: str) -> None:
-    script = "import random; random.seed(int({0})); import runpy; print(runpy.run_path({1!r})['digests']())"
+    script = (
+        f"import random; random.seed({hash_seed}); from tools.demo_rows.generate import jsonl; print(jsonl('held_out'), end='')"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "LC_ALL": "C", "TZ": "Asia/Tokyo"}
-    printed = subprocess.run(
-        [sys.executable, "-c", script.format(hash_seed, str(Path(__file__).resolve()))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert json.loads(printed) == SHA256
+    root = Path(__file__).parents[2]
+    printed = subprocess.run([sys.executable, "-c", script], env=environment, cwd=root, capture_output=True, check=True).stdout
+    assert printed.replace(b"\r", b"") == gzip.decompress((DEMO / "held_out.jsonl.gz").read_bytes())
 
 
 def test_there_are_enough_rows_and_none_twice() -> None:
-    train, held_out = training_conversations(), held_out_conversations()
+    train, held_out = demo_rows("train"), demo_rows("held_out")
     assert len(train) >= 1200
     assert len(held_out) >= 200
     said = [row.messages[1].content for row in train + held_out]
@@ -88,12 +90,12 @@ def test_there_are_enough_rows_and_none_twice() -> None:
 
 
 def test_every_row_is_one_question_and_one_strict_answer() -> None:
-    for row, request in zip(held_out_conversations(), requests("held_out"), strict=True):
+    for row, request in zip(demo_rows("held_out"), requests("held_out"), strict=True):
         assert [message.role for message in row.messages] == ["system", "user", "assistant"]
         assert row.messages[0].content == SYSTEM
         assert row.messages[1].content == request.text
         assert json.loads(row.messages[2].content) == request.call
-    places = [row.place for row in training_conversations() + held_out_conversations()]
+    places = [row.place for row in demo_rows("train") + demo_rows("held_out")]
     assert len(set(places)) == len(places)
 
 
@@ -211,20 +213,3 @@ def test_templates_use_only_their_tool_s_slots() -> None:
 )
 def test_values_are_said_as_people_say_them(slot: str, value: object, ways: set[str]) -> None:
     assert set(ways_to_say(slot, value)) == ways
-
-
-def test_write_jsonl_roundtrips(tmp_path: Path) -> None:
-    rows = held_out_conversations()
-    path = write_jsonl(rows, tmp_path / "held_out.jsonl")
-    lines = path.read_bytes().decode("ascii").splitlines()
-    assert [tuple((message["role"], message["content"]) for message in json.loads(line)["messages"]) for line in lines] == [
-        tuple((message.role, message.content) for message in row.messages) for row in rows
-    ]
-
-
-def digests() -> str:
-    return json.dumps({"train": digest(training_conversations()), "held_out": digest(held_out_conversations())})
-
-
-if __name__ == "__main__":
-    print(digests())
