@@ -31,7 +31,10 @@ from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
+from lorakeet.exports.artefact import Options, Source
 from lorakeet.exports.drift import measure_drift, reference_logits
+from lorakeet.exports.export import Exported, export
+from lorakeet.exports.formats import find_format
 from lorakeet.exports.merge import Merged, check_output, merge
 from lorakeet.files import durable
 from lorakeet.infer.chat_session import ChatSession
@@ -191,6 +194,32 @@ class Run:
         tokenizer = load_tokenizer(base)
         after = reference_logits(model, tokenizer, template_for(tokenizer, name=template))
         return dataclasses.replace(merged, drift=measure_drift(before, after))
+
+    def export(self, form: str, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
+        """Write the run in a format that another program loads, and prove with it that it answers as the run does.
+
+        A run over a quantised base is exported over the 16-bit one. `force` keeps what fails its proof.
+
+        Raises: ExportError, ConfigError and AdapterError, as `exports.export.export`.
+        """
+        found = find_format(form)
+        return export(self.source(), found, Path(output), Options(dtype), force=force)
+
+    def source(self) -> Source:
+        """Return what an export of this run is made of."""
+        config = self.config
+        base = registry.resolve(config.model)
+        tokenizer = load_tokenizer(base)
+        return Source(
+            base=base,
+            adapter=self.adapter_directory,
+            tokenizer=tokenizer,
+            template=template_for(tokenizer, name=config.data.template),
+            system=config.data.system,
+            base_name=registry.public_name(config.model, base),
+            name=self.directory.resolve().name,
+            rows=lambda: read_rows(config)[1],
+        )
 
     def _reference_logits(self) -> torch.Tensor:
         loaded = self.load()

@@ -8,6 +8,7 @@ The tree is small, and every leaf is a ValueError so that library users can catc
     ├── ModelError         E-MODEL-*  a model directory or one of its files
     ├── AdapterError       E-ADPT-*   an adapter directory or one of its files
     ├── CheckpointError    E-CKPT-*   a run directory or one of its checkpoints
+    ├── ExportError        E-EXP-*    an artefact that cannot be written, or does not answer as the run does
     ├── TrainingError      E-TRAIN-*  training that must not go on (non-finite loss, no gradient)
     └── MissingExtraError  E-EXTRA-*  an optional package that is not installed
 
@@ -89,6 +90,12 @@ class TrainingError(LorakeetError):
     """Training must not go on."""
 
     family = "TRAIN"
+
+
+class ExportError(LorakeetError):
+    """An artefact cannot hold the run, or does not answer as it does."""
+
+    family = "EXP"
 
 
 class MissingExtraError(LorakeetError):

@@ -1,0 +1,187 @@
+"""Every export, whatever its format: write into a draft, prove it there, and only then put it in its place.
+
+data in: a run, a format, a path → out: an artefact at that path, with a lorakeet.json that says what it was made of
+and what was proven. What is at the path already is never touched. An artefact that fails its gate goes, unless forced.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakeet.errors import AdapterError, ConfigError, ExportError
+from lorakeet.exports import gate
+from lorakeet.exports.artefact import Format, Missing, Options, Source
+from lorakeet.exports.merge import check_output
+from lorakeet.exports.probes import choose_probes
+from lorakeet.files.durable import new_directory, sync_directory, write_file, writing
+from lorakeet.files.hashing import file_sha256
+from lorakeet.lora.adapter import BASE_HASH, WEIGHTS_FILE, adapter_extra
+
+RECORD = "lorakeet.json"
+"""What every artefact brings about itself."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was proven of it."""
+
+    path: Path
+    format: str
+    dtype: str
+    num_bytes: int
+    parity: gate.Parity | None
+    """None where the consumer is not installed."""
+    failures: tuple[str, ...]
+    """Why the gate let it pass only by force."""
+    unchecked: str
+    """What could not be proven and what to install for it; "" where everything was."""
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def export(source: Source, form: Format, output: Path, options: Options | None = None, *, force: bool = False) -> Exported:
+    """Write and prove one artefact; with `force` one that fails stays, and the result says what failed.
+
+    Raises:
+        ExportError: E-EXP-200 if the artefact does not answer as the run does, 202 and 203 for options and path.
+        ConfigError: E-CFG-46 to 48 where `output` is taken or cannot be written.
+        AdapterError: E-ADPT-64 if the adapter belongs to another base.
+    """
+    options = options or Options()
+    _check(source, form, output, options)
+    with writing(output), _draft(output, form) as draft:
+        written = form.write(source, draft, options)
+        parity, unchecked = _prove(source, form, draft)
+        failed = tuple(gate.failures(parity, written.limits)) if parity is not None else ()
+        if failed and not force:
+            raise ExportError(
+                "E-EXP-200",
+                f"{form.name} does not answer as the run does: {'; '.join(failed)}",
+                place=str(output),
+                fix="Nothing was left there; keep it all the same with --force",
+            )
+        commands = tuple(command.format(path=output) for command in written.commands)
+        exported = Exported(
+            path=output,
+            format=form.name,
+            dtype=written.dtype,
+            num_bytes=sum(file.stat().st_size for file in _files(draft)),
+            parity=parity,
+            failures=failed,
+            unchecked=unchecked,
+            commands=commands,
+            notes=written.notes,
+        )
+        write_file(draft / RECORD, _record(source, exported, draft))
+    return exported
+
+
+def _check(source: Source, form: Format, output: Path, options: Options) -> None:
+    """Refuse what cannot come to a good end before anything is loaded."""
+    if options.dtype is not None and options.dtype not in form.dtypes:
+        known = f"Choose one of {', '.join(form.dtypes)}" if form.dtypes else "Leave --dtype out"
+        raise ExportError("E-EXP-202", f'{form.name} has no weights of type "{options.dtype}"', place="--dtype", fix=known)
+    if output.suffix == ".gguf" and form.suffix != ".gguf":
+        raise ExportError("E-EXP-203", f"{form.name} is a directory", place=str(output), fix="Name it without .gguf")
+    check_output(output)
+    if _is_file(output, form) and (output.exists() or record_beside(output).exists()):
+        raise ConfigError("E-CFG-48", "exists", place=str(output), fix="Choose another path with -o")
+    hash_there = adapter_extra(source.adapter).get(BASE_HASH, source.base_hash)
+    if hash_there != source.base_hash:
+        raise AdapterError(
+            "E-ADPT-64",
+            f"the adapter belongs to the base {hash_there}; this base is {source.base_hash}",
+            place=str(source.adapter),
+            fix="Load the base model it was trained on",
+        )
+
+
+def _is_file(output: Path, form: Format) -> bool:
+    return bool(form.suffix) and output.suffix == form.suffix
+
+
+def record_beside(file: Path) -> Path:
+    """Return where the record of an artefact lies that is a single file."""
+    return file.with_suffix(f".{RECORD}")
+
+
+@contextmanager
+def _draft(output: Path, form: Format) -> Iterator[Path]:
+    """Return a hidden directory that becomes `output`, or whose one file does, at the end of the block."""
+    if not _is_file(output, form):
+        with new_directory(output) as draft:
+            yield draft
+        return
+    whole = output.with_name(f".{output.name}.part")
+    shutil.rmtree(whole, ignore_errors=True)
+    with new_directory(whole) as draft:
+        yield draft
+    (file,) = _files(whole)
+    os.rename(whole / RECORD, record_beside(output))
+    os.rename(file, output)
+    whole.rmdir()
+    sync_directory(output.parent)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != RECORD)
+
+
+def _prove(source: Source, form: Format, draft: Path) -> tuple[gate.Parity | None, str]:
+    """Return what the gate found, or what is missing to ask it."""
+    reader = form.read(source, draft)
+    if isinstance(reader, Missing):
+        said = f"Not proven: {reader.consumer} is not installed, so nobody has loaded this artefact. Install: {reader.install}"
+        return None, said
+    return gate.measure(source, reader, choose_probes(source)), ""
+
+
+def _record(source: Source, exported: Exported, draft: Path) -> bytes:
+    """Say what an artefact was made of, what its files are and what was proven."""
+    record: dict[str, Any] = {
+        "lorakeet": importlib.metadata.version("lorakeet"),
+        "format": exported.format,
+        "dtype": exported.dtype,
+        "base": {"name": source.base_name, "sha256": source.base_hash},
+        "adapter": {"name": source.name, "sha256": file_sha256(source.adapter / WEIGHTS_FILE)},
+        "template": source.template.name,
+        "files": {
+            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in _files(draft)
+        },
+        "parity": dataclasses.asdict(exported.parity) if exported.parity is not None else None,
+        "failures": exported.failures,
+        "unchecked": exported.unchecked,
+        "commands": exported.commands,
+        "notes": exported.notes,
+    }
+    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def describe(exported: Exported) -> list[str]:
+    """Say what was written and proven, a line each."""
+    lines = [f"{exported.format} in {exported.dtype}, {exported.num_bytes:,} bytes: {exported.path}"]
+    parity = exported.parity
+    if parity is not None:
+        strength = "" if parity.strength is None else f", adapter's strength {parity.strength:.3f}"
+        lines += [
+            f"Parity with the live model, loaded by {parity.consumer} ({parity.seconds:.1f} s):",
+            f"  prompt ids equal {parity.num_equal_ids}/{parity.num_probes} ({parity.num_rows} held-out rows)",
+            f"  top-1 agreement {parity.top1:.2%} of {parity.num_positions} positions, "
+            f"KL {parity.mean_kl:.2g} nats on average, {parity.max_kl:.2g} at most",
+            f"  greedy agreement {parity.greedy:.1%} over {gate.LONG} tokens{strength}",
+        ]
+        if parity.num_unsayable:
+            lines.append(
+                f"  {parity.num_unsayable} rows left out: their text names control tokens, which others read as tokens"
+            )
+    lines += [exported.unchecked] if exported.unchecked else []
+    lines += [f"FAILED, kept by force: {failure}." for failure in exported.failures]
+    lines += [f"Note: {note}" for note in exported.notes]
+    return lines + [f"Use it: {command}" for command in exported.commands]
