@@ -16,7 +16,7 @@ from lorakeet.checking.show import example_text, legend, report_html, report_lin
 from lorakeet.data.conversation import Conversation, with_system_prompt
 from lorakeet.data.encode import Learn, Truncation
 from lorakeet.data.encode_all import encode_stream
-from lorakeet.data.formats import Notes
+from lorakeet.data.formats import Notes, Reasoning
 from lorakeet.data.read import read_conversations
 from lorakeet.data.split import refuse_overlap
 from lorakeet.data.templates.template import template_for
@@ -34,6 +34,8 @@ class Options:
     format: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
+    merge_turns: bool = False
+    reasoning: Reasoning | None = None
     template: str | None = None
     learn: str = "all"
     system: str | None = None
@@ -147,6 +149,14 @@ def _read(
         if source == "demo" and demo is not None:
             rows = demo(split)
         else:
-            rows = read_conversations(source, format=options.format, columns=options.columns, roles=options.roles, notes=notes)
+            rows = read_conversations(
+                source,
+                format=options.format,
+                columns=options.columns,
+                roles=options.roles,
+                merge_turns=options.merge_turns,
+                reasoning=options.reasoning,
+                notes=notes,
+            )
         for row in rows:
             yield row if options.system is None else with_system_prompt(row, options.system, replace_existing=True)

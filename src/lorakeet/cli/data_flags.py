@@ -15,6 +15,8 @@ EvalData = Annotated[list[str] | None, typer.Option(help="Held-out data; else a 
 Format = Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")]
 Columns = Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")]
 Roles = Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")]
+MergeTurns = Annotated[bool, typer.Option("--merge-turns", help="Join turns of one role that follow each other.")]
+ReasoningChoice = Annotated[str | None, typer.Option("--reasoning", help="keep or drop reasoning in a field of its own.")]
 TemplateName = Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")]
 Learn = Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")]
 System = Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")]

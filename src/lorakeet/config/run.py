@@ -31,6 +31,10 @@ class DataConfig(StrictModel):
     """Field names of the rows that go by other names: {ours: theirs}."""
     roles: dict[str, str] = Field(default_factory=dict)
     """Role names of the rows that go by other names: {theirs: ours}."""
+    merge_turns: bool = False
+    """Join turns of one role that follow each other, with a blank line between them."""
+    reasoning: Literal["keep", "drop"] | None = None
+    """Keep reasoning that stands in a field of its own, as <think> text before the answer, or drop it."""
     template: str | None = None
     """Name of the chat template, where it is not found from the model."""
     learn: Literal["all", "last", "marked", "text"] = "all"

@@ -6,6 +6,8 @@ data in: nothing → out: three small frozen nouns, Message, Conversation, Examp
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from lorakeet.errors import DataError
+
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -67,3 +69,28 @@ def with_system_prompt(conversation: Conversation, text: str, *, replace_existin
         return conversation
     rest = messages[1:] if has_one else messages
     return replace(conversation, messages=(Message("system", text), *rest))
+
+
+def joined(conversation: Conversation) -> Conversation:
+    """Join turns of one role that follow each other, with a blank line between them.
+
+    Answers of tools stay apart, since each belongs to a call; so do turns of different names, and what follows a call.
+
+    Raises DataError where one of two turns is marked to be learned and the other is not.
+    """
+    messages: list[Message] = []
+    for i, message in enumerate(conversation.messages):
+        last = messages[-1] if messages else None
+        if last is None or message.role == "tool" or last.tool_calls or (last.role, last.name) != (message.role, message.name):
+            messages.append(message)
+            continue
+        if last.train is not message.train:
+            raise DataError(
+                "E-DATA-194",
+                f"messages[{i}] cannot be joined with the turn before it: only one of them is marked to be learned or not",
+                place=conversation.place,
+                fix="Mark both alike",
+            )
+        content = "\n\n".join(text for text in (last.content, message.content) if text)
+        messages[-1] = replace(last, content=content, tool_calls=message.tool_calls)
+    return replace(conversation, messages=tuple(messages))

@@ -114,7 +114,14 @@ def _read(source: str, config: RunConfig, split: Literal["train", "held_out"]) -
     if source == "demo":
         rows = demo_rows(split)
     else:
-        rows = read_conversations(source, format=data.format, columns=data.columns, roles=data.roles)
+        rows = read_conversations(
+            source,
+            format=data.format,
+            columns=data.columns,
+            roles=data.roles,
+            merge_turns=data.merge_turns,
+            reasoning=data.reasoning,
+        )
     return rows if data.system is None else (with_system_prompt(row, data.system, replace_existing=True) for row in rows)
 
 

@@ -6,24 +6,34 @@ Every error names the file and the line. No template, no tokens.
 
 import codecs
 import csv
+import functools
 import gzip
+import itertools
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from lorakeet.data import strict_json
 from lorakeet.data.conversation import Conversation
-from lorakeet.data.formats import Notes, RowReader, check_options, detect
+from lorakeet.data.formats import Notes, Reasoning, RowReader, check_options, detect, fitting
 from lorakeet.errors import DataError, MissingExtraError
 
 MAX_ROW_BYTES = 16 * 1024 * 1024
 _BOM = codecs.BOM_UTF8
+
+STANDARD_INPUT = "-"
+_SPACE = " \t\r\n"
+_WRAPPED = re.compile(r'\{\s*"data"\s*:\s*\[(?=\s*[{\]])')
+"""The beginning of an object whose first key is `data` and holds rows."""
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What may stand between the fields of a CSV file."""
 
 Row = tuple[str, Any]
 Source = str | os.PathLike[str]
@@ -35,26 +45,37 @@ def read_conversations(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
+    merge_turns: bool = False,
+    reasoning: Reasoning | None = None,
     notes: Notes | None = None,
 ) -> Iterator[Conversation]:
-    """Read every row of the given files, directories or hub datasets.
+    """Read every row of the given files, directories or hub datasets; "-" is JSONL from standard input.
 
     A mapping gives each source a weight, as does a name that ends in @WEIGHT: 2 reads every row twice, 0.5 every
-    second row. `format` names the rows'
-    shape instead of the keys of each file's first row; `columns` maps our keys to theirs, `roles` theirs to ours.
+    second row. `format` names the rows' shape instead of the keys of each file's first row; `columns` maps our keys
+    to theirs, `roles` theirs to ours. `merge_turns` joins turns of one role that follow each other; `reasoning` says
+    whether to keep or drop reasoning that stands in a field of its own.
 
     Raises DataError at the first row that is wrong, and where there is no row at all.
     """
-    check_options(format, roles)
+    check_options(format, roles, reasoning)
     notes = notes if notes is not None else Notes()
     weights = _weights(source)
     count = 0
     for name, weight in weights.items():
         for file in _files(name):
             reader: RowReader | None = None
-            for index, (place, row) in enumerate(_rows(file, notes)):
+            for index, (place, row) in enumerate(_rows(file, notes, unwraps="data" not in (columns or {}).values())):
                 if reader is None:
-                    reader = RowReader(format or detect(row, place, columns), columns or {}, roles or {}, notes)
+                    reader = RowReader(
+                        format or detect(row, place, columns),
+                        columns or {},
+                        roles or {},
+                        notes,
+                        merge_turns=merge_turns,
+                        reasoning=reasoning,
+                        is_columnar=_is_columnar(file),
+                    )
                     notes.formats[str(file)] = reader.format
                 conversation = reader.read(row, place)
                 # Row i of weight w is read floor(w*(i+1)) - floor(w*i) times: exact, and needs no second pass.
@@ -90,6 +111,8 @@ def _weighted(name: str) -> tuple[str, float]:
 
 def _files(name: str) -> list[Path | str]:
     """Resolve a source into the data files it stands for; a hub id stays a string."""
+    if name == STANDARD_INPUT:
+        return [name]
     path = Path(name)
     if _kind_of(path) == "directory":
         try:
@@ -132,8 +155,16 @@ def _is_hub_id(name: str) -> bool:
     return bool(slash) and plain and "/" not in rest and "\\" not in name and not _suffix(Path(rest))
 
 
-def _rows(file: Path | str, notes: Notes) -> Iterator[Row]:
+def _rows(file: Path | str, notes: Notes, *, unwraps: bool) -> Iterator[Row]:
+    """Read the rows of one file; with `unwraps`, an object that merely holds rows under "data" gives those."""
+    rows = _plain_rows(file, notes, unwraps)
+    return _unwrapped(rows, file, notes) if unwraps else rows
+
+
+def _plain_rows(file: Path | str, notes: Notes, unwraps: bool) -> Iterator[Row]:
     """Read the rows of one file by the kind its name tells."""
+    if file == STANDARD_INPUT:
+        return _jsonl_rows(_standard_input(), "<stdin>", notes)
     if isinstance(file, str):
         return _hub_rows(file)
     if _kind_of(file) != "file":
@@ -141,7 +172,8 @@ def _rows(file: Path | str, notes: Notes) -> Iterator[Row]:
     suffix = _suffix(file)
     if suffix is None:
         raise DataError("E-DATA-104", f'unknown file type "{file.suffix}"', place=str(file), fix=f"Known types: {_TYPES}")
-    return _guarded(_READERS[suffix], file, notes)
+    read = functools.partial(_json_rows, unwraps=True) if unwraps and suffix == ".json" else _READERS[suffix]
+    return _guarded(read, file, notes)
 
 
 def _suffix(path: Path) -> str | None:
@@ -150,6 +182,58 @@ def _suffix(path: Path) -> str | None:
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
+
+
+def _is_columnar(file: Path | str) -> bool:
+    """Tell rows that were put together from columns: Parquet's, and all of the hub's library."""
+    return file != STANDARD_INPUT if isinstance(file, str) else _suffix(file) == ".parquet"
+
+
+@functools.cache
+def _copy_of(standard_input: TextIO) -> IO[bytes]:
+    """Copy standard input into a temporary file, since it can be read only once and rows are read several times."""
+    copy = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115  it lives as long as the process
+    if not standard_input.isatty():
+        shutil.copyfileobj(standard_input.buffer, copy)
+    return copy
+
+
+def _standard_input() -> IO[bytes]:
+    """Open the rows of standard input. Raises DataError if nothing is piped in."""
+    stream = _copy_of(sys.stdin)
+    if not stream.seek(0, os.SEEK_END):
+        raise DataError(
+            "E-DATA-195",
+            "standard input holds no rows",
+            place=STANDARD_INPUT,
+            fix="Pipe JSONL into the command; what is read again later, as by evaluate or --resume, must be in a file",
+        )
+    stream.seek(0)
+    return stream
+
+
+def _unwrapped(rows: Iterator[Row], file: Path | str, notes: Notes) -> Iterator[Row]:
+    """Read the rows under "data" where that is what a file's objects hold; other rows pass as they are."""
+    for place, row in rows:
+        if not _is_wrapper(row):
+            yield place, row
+            continue
+        _note_wrapper(notes, str(file), row.keys() - {"data"})
+        for i, inner in enumerate(row["data"]):
+            yield f"{place} data[{i}]", inner
+
+
+def _is_wrapper(row: Any) -> bool:
+    """Tell an object whose `data` is a list of rows, and that is no row itself."""
+    if not isinstance(row, dict) or not isinstance(row.get("data"), list):
+        return False
+    return all(isinstance(item, dict) for item in row["data"]) and not fitting(row)
+
+
+def _note_wrapper(notes: Notes, file: str, others: Iterable[str]) -> None:
+    notes.add(f'rows under "data" accepted: {file}')
+    for key in others:
+        notes.add(f"key ignored beside data: {key}")
 
 
 def _guarded(read: Callable[[IO[bytes], str, Notes], Iterator[Row]], file: Path, notes: Notes) -> Iterator[Row]:
@@ -204,7 +288,7 @@ def _jsonl_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
                 line, offset = line[len(_BOM) :], len(_BOM)
             if line.lstrip()[:1] == b"[":
                 notes.add(f"JSON array in a .jsonl file accepted: {place}")
-                yield from _array_rows(stream, line, offset, place)
+                yield from _array_rows(_Window(stream, line, offset, place))
                 return
         text = _decode(line, offset, here)
         offset += len(line)
@@ -212,14 +296,17 @@ def _jsonl_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
             yield here, strict_json.loads(text.rstrip("\r\n"), here)
 
 
-def _json_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
-    """Read an array of rows, or rows one after the other, without ever holding more than one."""
+def _json_rows(stream: IO[bytes], place: str, notes: Notes, *, unwraps: bool = False) -> Iterator[Row]:
+    """Read an array of rows, rows one after the other, or an array under "data", without ever holding more than one."""
     start = stream.read(len(_BOM))
     offset = 0
     if start == _BOM:
         notes.add(f"byte-order mark accepted: {place}")
         start, offset = b"", len(_BOM)
-    return _array_rows(stream, start, offset, place)
+    window = _Window(stream, start, offset, place)
+    if unwraps and window.skip(_SPACE) == "{" and (found := _WRAPPED.match(window.text, window.at)):
+        return _wrapped_rows(window, found.end() - 1, notes)
+    return _array_rows(window)
 
 
 class _Window:
@@ -291,44 +378,74 @@ def _cut_character(data: bytes) -> int:
     return 0
 
 
-def _array_rows(stream: IO[bytes], start: bytes, offset: int, place: str) -> Iterator[Row]:
+def _array_rows(window: _Window) -> Iterator[Row]:
     """Read the elements of one array, or values that merely follow each other."""
-    window = _Window(stream, start, offset, place)
-    space = " \t\r\n"
-    is_array = window.skip(space) == "["
-    if is_array:
-        window.at += 1
-        if window.skip(space) == "]":
-            return
-    while True:
-        char = window.skip(space)
-        if not char:
-            if is_array:
-                raise strict_json.ends_early(window.here)
-            return
+    if window.skip(_SPACE) == "[":
+        yield from _elements(window)
+        _expect_end(window, "array")
+        return
+    while window.skip(_SPACE):
         here = window.here
-        value = window.value()
-        yield here, value
-        if is_array:
-            char = window.skip(space)
-            if char == "]":
-                break
-            if char != ",":
-                if not char:
-                    raise strict_json.ends_early(window.here)
-                raise DataError(
-                    "E-DATA-100", "is not valid JSON: expected , or ] after a row", place=window.here, fix="Correct it"
-                )
-            window.at += 1
+        yield here, window.value()
+
+
+def _elements(window: _Window) -> Iterator[Row]:
+    """Read the elements of the array that begins here, and move behind its end."""
     window.at += 1
-    if window.skip(space):
-        raise DataError("E-DATA-100", "is not valid JSON: something follows the array", place=window.here, fix="Remove it")
+    char = "," if window.skip(_SPACE) != "]" else "]"
+    while char == ",":
+        if not window.skip(_SPACE):
+            raise strict_json.ends_early(window.here)
+        here = window.here
+        yield here, window.value()
+        char = window.skip(_SPACE)
+        window.at += char == ","
+    if char != "]":
+        raise _unexpected(window, "expected , or ] after a row")
+    window.at += 1
+
+
+def _wrapped_rows(window: _Window, start: int, notes: Notes) -> Iterator[Row]:
+    """Read the rows under "data" of the object that begins here; `start` is where their array begins."""
+    window.line += window.text.count("\n", window.at, start)
+    window.at = start
+    yield from _elements(window)
+    others = []
+    while window.skip(_SPACE) == ",":
+        window.at += 1
+        window.skip(_SPACE)
+        others.append(str(window.value()))
+        if window.skip(_SPACE) != ":" or others[-1] == "data":
+            raise _unexpected(window, "expected one value for every key")
+        window.at += 1
+        window.skip(_SPACE)
+        window.value()
+    if window.skip(_SPACE) != "}":
+        raise _unexpected(window, "expected , or } after the rows")
+    window.at += 1
+    _expect_end(window, "object")
+    _note_wrapper(notes, window.place, others)
+
+
+def _unexpected(window: _Window, message: str) -> DataError:
+    if not window.skip(_SPACE):
+        return strict_json.ends_early(window.here)
+    return DataError("E-DATA-100", f"is not valid JSON: {message}", place=window.here, fix="Correct it")
+
+
+def _expect_end(window: _Window, what: str) -> None:
+    if window.skip(_SPACE):
+        raise DataError("E-DATA-100", f"is not valid JSON: something follows the {what}", place=window.here, fix="Remove it")
 
 
 def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
     """Read a CSV file with a header line."""
     lines = _csv_lines(stream, place, notes)
-    reader = csv.reader(lines, strict=True)
+    first = next(lines, "")
+    delimiter = _delimiter(first)
+    if delimiter != ",":
+        notes.add(f"{_DELIMITERS[delimiter]} between fields accepted: {place}")
+    reader = csv.reader(itertools.chain([first] if first else [], lines), strict=True, delimiter=delimiter)
     csv.field_size_limit(MAX_ROW_BYTES)
     number = 1
     try:
@@ -349,7 +466,7 @@ def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
                     "E-DATA-101",
                     f"has {len(fields)} fields; the header has {len(header)}",
                     place=here,
-                    fix="Quote fields that hold commas or line breaks",
+                    fix=f"Quote fields that hold {_DELIMITERS[delimiter]} or line breaks",
                 )
             yield here, dict(zip(header, fields, strict=True))
     except csv.Error as error:
@@ -357,6 +474,16 @@ def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
             raise _too_large(f"{place}:{number}") from None
         code, text = ("E-DATA-9", "CSV ends early") if "unexpected end" in str(error) else ("E-DATA-101", str(error))
         raise DataError(code, text, place=f"{place}:{number}", fix="Correct the row") from None
+
+
+def _delimiter(header: str) -> str:
+    """Tell what stands between the names of a header line; only one without commas is looked at further."""
+    if len(next(csv.reader([header]), [])) > 1:
+        return ","
+    try:
+        return csv.Sniffer().sniff(header, delimiters=";\t").delimiter
+    except csv.Error:
+        return ","  # a single column
 
 
 def _csv_lines(stream: IO[bytes], place: str, notes: Notes) -> Iterator[str]:
@@ -432,6 +559,7 @@ _READERS: dict[str, Callable[[IO[bytes], str, Notes], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
 }
 _TYPES = ", ".join(_READERS) + ", and .gz of them"
