@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 import typer
 
 from lorakeet import dist
-from lorakeet.cli import chat, check, demo, evaluate, export, merge, train
+from lorakeet.cli import chat, check, combine, demo, evaluate, export, extract, inspect, merge, train
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.rundir.log import LogFormatter
 
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (train, check, evaluate, chat, merge, export, demo):
+for module in (train, check, evaluate, chat, merge, export, inspect, combine, extract, demo):
     app.command(module.__name__.rsplit(".", 1)[1])(module.command)
 
 

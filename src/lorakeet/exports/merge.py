@@ -6,7 +6,6 @@ at a time, so that the base model is in memory once and nothing else is. The dir
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from pathlib import Path
 import torch
 
 from lorakeet.data.tokenizer import load_tokenizer
-from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.errors import AdapterError
 from lorakeet.exports.drift import Drift
 from lorakeet.files.durable import new_directory, require_space, write_file, writing
+from lorakeet.files.output import check_output as check_output
 from lorakeet.lora.adapter import load_adapter
 from lorakeet.lora.inject import lora_layers
 from lorakeet.models import weights
@@ -105,23 +105,6 @@ def _check_tied(model: CausalLM) -> None:
             f"the adapter changes {', '.join(tied)}, which this model ties to {' and '.join(_TIED)}",
             fix="Train without embedding and head, or use the adapter unmerged",
         )
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write among files that are there, before anything is loaded.
-
-    Raises: ConfigError, as `merge`.
-    """
-    if output.exists() and not output.is_dir():
-        raise ConfigError("E-CFG-48", "is a file", place=str(output), fix="Choose another directory with -o")
-    if output.is_dir() and any(output.iterdir()):
-        raise ConfigError("E-CFG-48", "is not empty", place=str(output), fix="Choose another directory with -o")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("E-CFG-46", f"cannot be written: {error}", place=str(output)) from None
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError("E-CFG-46", "no permission to write", place=str(output.parent), fix="Choose another place")
 
 
 def _write_generation_config(base: Path, directory: Path, config: DecoderConfig) -> None:

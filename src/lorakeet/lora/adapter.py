@@ -74,7 +74,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     """
     model = _unwrapped(model)
     folder = Path(directory)
-    path = _weights_path(folder)
+    path = weights_path(folder)
     config, literal = read_config(folder)
     tensors, extra = read_tensors(path)
     if base_hash is not None and extra.get(BASE_HASH, base_hash) != base_hash:
@@ -107,7 +107,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
 
 def adapter_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the `extra` that an adapter was saved with; {} for an adapter that PEFT wrote."""
-    return read_tensors(_weights_path(Path(directory)))[1]
+    return read_tensors(weights_path(Path(directory)))[1]
 
 
 def _require_whole(model: nn.Module, layers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -130,7 +130,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _weights_path(folder: Path) -> Path:
+def weights_path(folder: Path) -> Path:
     """Return the weights file, or say why there is none to load."""
     path = folder / WEIGHTS_FILE
     if path.is_file():

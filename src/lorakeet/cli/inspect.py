@@ -1,0 +1,22 @@
+"""`lorakeet inspect`: what an adapter is, and who will take it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="Run or adapter directory, of any tool that writes PEFT's format.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Show rank, layers, size, base and norms of an adapter, where it comes from, and which programs will take it.
+
+    Example: lorakeet inspect runs/mine
+    """
+    from lorakeet.adapters.inspection import describe, inspect
+
+    found = inspect(path)
+    print(json.dumps(dataclasses.asdict(found), default=str) if as_json else "\n".join(describe(found)))
