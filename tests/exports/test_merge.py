@@ -11,10 +11,15 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 
+from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError, ModelError
 from lorakeet.exports import merge as merging
 from lorakeet.exports.merge import merge
+from lorakeet.lora.inject import inject, merge_and_unload
 from lorakeet.models import weights
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
+from tests.exports.conftest import SIZES
 
 IDS = [(11 * i + 5) % 640 for i in range(40)]
 
@@ -69,6 +74,19 @@ def test_bf16_is_rounded_once_from_float32(tmp_path, base, adapter):
     # Rounding the weights costs no more than rounding the base's weights did.
     wide = merge(directory, saved, tmp_path / "wide", dtype=torch.float32)
     assert relative(their_logits(result.directory), their_logits(wide.directory)) < 0.02
+
+
+def test_the_bias_of_an_adapted_layer_stays():
+    torch.manual_seed(0)
+    model = CausalLM(DecoderConfig(**{name: size for name, size in SIZES.items() if name != "initializer_range"}))
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = torch.nn.Linear(SIZES["intermediate_size"], SIZES["hidden_size"], bias=True)
+    inject(model, LoraConfig(r=4, target_modules=["down_proj"]))
+    torch.nn.init.normal_(mlp.down_proj.lora_B)
+    merged = dict(merging.merged_tensors(model, torch.float32))
+    unloaded = merge_and_unload(model).state_dict()
+    assert merged.keys() == unloaded.keys()
+    assert all(torch.equal(tensor, unloaded[name]) for name, tensor in merged.items())
 
 
 def test_everything_that_is_not_adapted_stays_to_the_bit(tmp_path, base, adapter):

@@ -1,45 +1,84 @@
-"""The chunked loss, held against PyTorch's own cross entropy on all logits."""
+"""The loss of a model on packed batches: its noise, and an output head that has an adapter."""
 
 import pytest
 import torch
 
+from lorakeet.config import LoraConfig
 from lorakeet.data.conversation import Example
-from lorakeet.data.pack import NO_TARGET, pack
-from lorakeet.objectives import sft as module
-from lorakeet.objectives.sft import cross_entropy_reference, cross_entropy_sum, embedding_noise
+from lorakeet.data.pack import pack
+from lorakeet.exports import drift
+from lorakeet.infer.engine import generate
+from lorakeet.lora.inject import inject
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.decoder import CausalLM
+from lorakeet.objectives.sft import embedding_noise, pack_for, packed_loss
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+EXAMPLES = [Example(list(range(start, start + 12)), ((4, 12),), "") for start in (1, 20)]
 
 
-def tensors(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(37, 16, generator=generator).to(dtype).requires_grad_()
-    head = torch.randn(101, 16, generator=generator).to(dtype).requires_grad_()
-    return hidden, head, torch.randint(0, 101, (37,), generator=generator)
-
-
-@pytest.mark.parametrize("chunk", [1 << 24, 101 * 5], ids=["one chunk", "chunks of 5"])
-@pytest.mark.parametrize("head_trains", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
-@pytest.mark.parametrize("num_filling", [0, 6])
-def test_loss_and_gradients_match_the_reference(monkeypatch, chunk, head_trains, smoothing, num_filling):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
-    hidden, head, targets = tensors()
-    targets[len(targets) - num_filling :] = NO_TARGET
-    head.requires_grad_(head_trains)
-    wanted = [hidden, head] if head_trains else [hidden]
-    ours, truth = (f(hidden, head, targets, smoothing) for f in (cross_entropy_sum, cross_entropy_reference))
-    assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
-    for mine, theirs in zip(torch.autograd.grad(ours / 37, wanted), torch.autograd.grad(truth / 37, wanted), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_without_gradient_the_loss_is_the_same(smoothing):
-    hidden, head, targets = tensors()
-    targets[-2:] = NO_TARGET
+def adapted(tied=False, **changes):
+    """Build a model with an adapter on its output head that is not zero."""
+    torch.manual_seed(0)
+    model = CausalLM(DecoderConfig(**SIZES, tie_word_embeddings=tied))
+    inject(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "qkv_proj"], **changes}))
     with torch.no_grad():
-        assert cross_entropy_sum(hidden, head, targets, smoothing).item() == pytest.approx(
-            cross_entropy_reference(hidden, head, targets, smoothing).item(), rel=1e-6
-        )
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.5)
+    return model
+
+
+def logits_of_all(model, example):
+    ids = torch.tensor(example.input_ids)
+    return model.lm_head(model(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32)))
+
+
+def plain_loss(model):
+    """Sum the losses of all supervised tokens by PyTorch's own functions."""
+    total = torch.zeros(())
+    for example in EXAMPLES:
+        logits, ids = logits_of_all(model, example), torch.tensor(example.input_ids)
+        ((first, end),) = example.spans
+        total = total + torch.nn.functional.cross_entropy(logits[first - 1 : end - 1], ids[first:end], reduction="sum")
+    return total
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_on_the_head_counts_in_the_loss_and_gets_its_gradients(tied):
+    model = adapted(tied)
+    ours, truth = packed_loss(model, pack_for(model, EXAMPLES)), plain_loss(model)
+    assert ours.item() == pytest.approx(truth.item(), rel=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for mine, theirs in zip(torch.autograd.grad(ours, trained), torch.autograd.grad(truth, trained), strict=True):
+        assert (mine - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_dropout_on_the_heads_adapter_is_drawn_in_training_alone():
+    model = adapted(target_modules=["lm_head"], lora_dropout=0.5)
+    batch = pack_for(model, EXAMPLES)
+    assert packed_loss(model, batch).item() != packed_loss(model, batch).item()
+    model.eval()
+    assert packed_loss(model, batch).item() == pytest.approx(plain_loss(model).item(), rel=1e-5)
+
+
+def test_an_adapter_on_the_head_counts_in_generation_and_drift():
+    model, prompt = adapted().eval(), [3, 7, 11]
+    ids = list(prompt)
+    for _ in range(8):
+        with torch.no_grad():
+            ids.append(int(logits_of_all(model, Example(ids, (), ""))[-1].argmax()))
+    (answer,) = generate(model, [prompt], stop_ids=(), max_new_tokens=8)
+    assert answer.ids == ids[len(prompt) :]
+    with torch.no_grad():
+        torch.testing.assert_close(drift._logits(model, prompt), logits_of_all(model, Example(prompt, (), "")))
 
 
 def test_the_noise_of_a_document_goes_by_its_own_length_and_by_nothing_else():
@@ -53,12 +92,3 @@ def test_the_noise_of_a_document_goes_by_its_own_length_and_by_nothing_else():
         assert 0.97 * size < document.abs().max() <= size
         assert document.abs().mean().item() == pytest.approx(size / 2, rel=0.1)  # uniform
         assert abs(document.mean().item()) < 0.1 * size
-
-
-def test_bfloat16_error_is_no_larger_than_the_references():
-    hidden, head, targets = tensors()
-    (exact,) = torch.autograd.grad(cross_entropy_reference(hidden, head, targets) / 37, hidden)
-    half, half_head, _ = tensors(torch.bfloat16)
-    (ours,) = torch.autograd.grad(cross_entropy_sum(half, half_head, targets) / 37, half)
-    (theirs,) = torch.autograd.grad(cross_entropy_reference(half, half_head, targets) / 37, half)
-    assert (ours - exact).norm() <= (theirs - exact).norm() * 1.1

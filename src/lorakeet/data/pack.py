@@ -32,8 +32,8 @@ class PackedBatch:
     """int64; indices of the hidden rows whose next token is a target."""
     targets_S: "torch.Tensor"
     """int64; those next tokens, or NO_TARGET in rows that only fill up."""
-    parents: "torch.Tensor"
-    """int32 [D+1]; entry d + 1 is the document that document d continues, or -1, as all are without sharing."""
+    parents: "torch.Tensor | None"
+    """int32 [D+1]; entry d + 1 is the document that document d continues, or -1; None if none continues another."""
     num_supervised_tokens: int
     num_tokens: int
     """Tokens of the examples, each counted in full however much they share."""

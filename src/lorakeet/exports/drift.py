@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode_many
@@ -49,7 +48,7 @@ def _logits(model: CausalLM, ids: Sequence[int]) -> torch.Tensor:
     borders = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
     with torch.inference_mode():
         hidden = model(torch.tensor(ids, device=device), torch.arange(len(ids), device=device), borders)
-        return F.linear(hidden, model.lm_head.weight).float().cpu()
+        return model.logits(hidden).float().cpu()
 
 
 def measure_drift(trained_TV: torch.Tensor, merged_TV: torch.Tensor) -> Drift:

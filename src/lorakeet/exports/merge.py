@@ -84,16 +84,17 @@ def merged_tensors(model: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, t
     Raises: AdapterError if an update is not finite, or too large for `dtype`.
     """
     layers = dict(lora_layers(model))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            path, _, leaf = name.rpartition(".")
-            if path not in layers:
-                yield name, parameter.to(dtype)
-            elif leaf == "weight":
-                merged = (parameter.float() + layers[path].delta_weight(torch.float32)).to(dtype)
-                if not bool(merged.isfinite().all()):
-                    raise AdapterError("E-ADPT-109", f"merging makes {name} infinite or NaN in {dtype}", fix="Merge in float32")
-                yield name, merged
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        if path not in layers:
+            yield name, parameter.detach().to(dtype)
+        elif leaf == "weight":
+            merged = layers[path].merged_weight(dtype)
+            if not bool(merged.isfinite().all()):
+                raise AdapterError("E-ADPT-109", f"merging makes {name} infinite or NaN in {dtype}", fix="Merge in float32")
+            yield name, merged
+        elif not leaf.startswith("lora_"):
+            yield name, parameter.detach().to(dtype)
 
 
 def _check_tied(model: CausalLM) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from lorakeet.errors import ConfigError
 from lorakeet.infer.mode import evaluating
@@ -178,7 +177,7 @@ class _Batch:
             rows_S=None if rows_S is None else rows_S.to(self.device),
             cache=self.cache,
         )
-        return F.linear(hidden_BD, self.model.lm_head.weight)
+        return self.model.logits(hidden_BD)
 
     def _append(self, sequences: list[_Sequence], logits_BV: torch.Tensor) -> None:
         """Put each sequence's next token behind it, and release those that end."""

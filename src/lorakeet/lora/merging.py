@@ -103,16 +103,23 @@ class MergeableLayer(LoRALayer, nn.Module):
         if self.merged:
             return
         if self.r > 0:
-            self.check_mergeable()
             weight = self.frozen_weight
-            # Out of inference mode too: a weight made there could not be trained through later.
-            with torch.inference_mode(False), torch.no_grad():
-                # Half-precision weights get the float32 update and are rounded once.
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                merged = (self._mergeable_weight(weight).to(wide) + self.delta_weight(wide)).to(weight.dtype)
+            merged = self.merged_weight(weight.dtype)
             self._unmerged_weight = weight.data
             weight.data = merged
         self.merged = True
+
+    def merged_weight(self, dtype: torch.dtype) -> Tensor:
+        """Return a copy of the weight with the update added in float32 or wider, rounded once to `dtype`.
+
+        Raises: AdapterError, as `check_mergeable`.
+        """
+        self.check_mergeable()
+        weight = self.frozen_weight if self._unmerged_weight is None else self._unmerged_weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        # Out of inference mode too: a weight made there could not be trained through later.
+        with torch.inference_mode(False), torch.no_grad():
+            return (self._mergeable_weight(weight).to(wide) + self.delta_weight(wide)).to(dtype)
 
     def unmerge(self) -> None:
         """Bring back the weight as it was before `merge`, to the bit."""

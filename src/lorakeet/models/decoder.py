@@ -1,7 +1,7 @@
 """The Phi-3 decoder on a packed batch, under Hugging Face's names: a checkpoint's keys are this module's keys.
 
 data in: one flat stream of token ids with their positions and document boundaries → out: hidden states, of all
-tokens or only of the rows asked for. Logits and loss are not made here: they are only needed for some rows.
+tokens or only of the rows asked for. `logits` is a step of its own, since only some rows need it; no loss is computed.
 Knows nothing of LoRA: its linear layers are plain `nn.Linear`, and whoever wants adapters replaces them.
 
 Source: Abdin et al. 2024, arXiv:2404.14219; reference implementation: transformers' models/phi3.
@@ -183,6 +183,10 @@ class CausalLM(nn.Module):
             call = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
             x_TD = call(x_TD, cos_TR, sin_TR, cu_seqlens, parents, rows, layer_cache)
         return self.model.norm(x_TD)
+
+    def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        """Apply the output head, with an adapter on it if there is one: (S, D) → (S, vocab_size)."""
+        return self.lm_head(hidden_SD)
 
     def compile_layers(self) -> None:
         """Compile the decoder layers, once for sequences of any length; without a compiler do nothing."""
