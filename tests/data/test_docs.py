@@ -23,10 +23,10 @@ def examples():
 
 def drawn(kind: str, options: str, rows: str, folder: Path) -> str:
     """Draw the example's rows as the page shows them."""
-    mapped = {}
+    mapped: dict = {}
     for option in options.split():
         name, pairs = option.split("=", 1)
-        mapped[name] = dict(pair.split("=") for pair in pairs.split(","))
+        mapped[name] = dict(pair.split("=") for pair in pairs.split(",")) if "=" in pairs else pairs
     path = folder / f"example.{kind}"
     path.write_text(rows, encoding="utf-8")
     tokenizer = trained("bpe")
@@ -43,10 +43,10 @@ def drawn(kind: str, options: str, rows: str, folder: Path) -> str:
 def test_page_has_its_examples():
     formats = re.findall(r"^### (\S+)$", PAGE.read_text(encoding="utf-8"), re.M)
     assert {"messages", "sharegpt", "alpaca", "prompt-completion", "text"} <= set(formats)
-    assert len(examples()) == 11
+    assert len(examples()) == 12
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(12))
 def test_example_looks_as_the_page_says(number, tmp_path):
     kind, options, rows, text = examples()[number]
     assert drawn(kind, options, rows, tmp_path).strip() == text.strip()

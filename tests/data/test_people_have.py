@@ -405,6 +405,12 @@ def test_rows_under_data_stay_strict(tmp_path):
         assert row.messages[1].content == "Elbe"
 
 
+def test_the_error_names_the_cause(tmp_path):
+    assert 'the list under "train"' in refused(tmp_path, "E-DATA-18", {"version": 1, "train": [answer()]}).fix
+    whole = json.dumps({"data": [answer()]}, indent=2)
+    assert "name the file .json" in refused(tmp_path, "E-DATA-9", whole).fix
+
+
 def test_rows_under_data_stream(tmp_path):
     import tracemalloc
 

@@ -190,7 +190,7 @@ class RowReader:
         """Read tool calls: OpenAI's {"function": {...}}, or {"name", "arguments"}, alone or in a list."""
         calls = []
         for i, item in enumerate(value if isinstance(value, list) else [value]):
-            call = item.get("function", item) if isinstance(item, dict) else None
+            call = (item.get("function") or item) if isinstance(item, dict) else None
             if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
                 raise wrong("E-DATA-114", f"{where}[{i}] is no call with name and arguments", place)
             arguments = call["arguments"]
@@ -288,7 +288,9 @@ def detect(row: Any, place: str, columns: Mapping[str, str] | None = None) -> st
             "E-DATA-18",
             f"no messages, and no other known format; keys found: {names(row)}",
             place=place,
-            fix="Map the columns, for example --columns prompt=NAME,completion=NAME",
+            fix=f'Save the list under "{under}" as a file of its own'
+            if (under := _key_of_rows(row))
+            else "Map the columns, for example --columns prompt=NAME,completion=NAME",
         )
     raise DataError("E-DATA-19", f"keys fit two formats: {' and '.join(found)}", place=place, fix="Name one with --format")
 
@@ -296,6 +298,14 @@ def detect(row: Any, place: str, columns: Mapping[str, str] | None = None) -> st
 def fitting(keys: Iterable[str]) -> list[str]:
     """List the formats whose required keys are there."""
     return [name for name, known in FORMATS.items() if any(required <= set(keys) for required in known.required)]
+
+
+def _key_of_rows(row: dict[str, Any]) -> str | None:
+    """Name the key under which an object that is no row seems to hold rows of a known format."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and fitting(value[0]):
+            return key[:40]
+    return None
 
 
 def _messages_row(reader: RowReader, row: dict[str, Any], place: str) -> Conversation:

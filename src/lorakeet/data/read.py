@@ -292,6 +292,10 @@ def _jsonl_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
                 return
         text = _decode(line, offset, here)
         offset += len(line)
+        if number == 1 and text.strip() == "{":
+            raise DataError(
+                "E-DATA-9", "JSON ends early: only {", place=here, fix="Write one row a line, or name the file .json"
+            )
         if text.strip():
             yield here, strict_json.loads(text.rstrip("\r\n"), here)
 
