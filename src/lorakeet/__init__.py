@@ -7,7 +7,7 @@ and torch is loaded only by those who need it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lorakeet.version import __version__ as __version__
 
 _HOME = {
     # loralib's names

@@ -9,13 +9,15 @@ import signal
 import sys
 import traceback
 from collections.abc import MutableMapping
+from typing import Annotated
 
 import typer
 
 from lorakeet import dist
-from lorakeet.cli import chat, check, combine, demo, evaluate, export, extract, inspect, merge, train
+from lorakeet.cli import chat, check, combine, demo, doctor, evaluate, export, extract, inspect, merge, train
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.rundir.log import LogFormatter
+from lorakeet.version import __version__
 
 # The common base of what a wrong command line raises; typer names it publicly only through its heirs.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -33,7 +35,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (train, check, evaluate, chat, merge, export, inspect, combine, extract, demo):
+
+
+@app.callback(invoke_without_command=True)
+def whole(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Fine-tune Phi-3-family chat models with LoRA, and know that it is right."""
+    if version:
+        print(f"lorakeet {__version__}")
+        raise typer.Exit
+
+
+for module in (train, check, evaluate, chat, merge, export, inspect, combine, extract, doctor, demo):
     app.command(module.__name__.rsplit(".", 1)[1])(module.command)
 
 

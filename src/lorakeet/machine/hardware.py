@@ -13,9 +13,12 @@ from lorakeet.files.cache import remembered
 
 logger = logging.getLogger(__name__)
 
+_CPU_PRODUCT = 128, 1024
+"""Tokens and width of the product that is timed on a CPU: milliseconds, also where bfloat16 is slow."""
+
 
 def best_dtype(device: str) -> torch.dtype:
-    """Choose bfloat16 or float32 for matrix products on `device`; on a CPU by timing both (about 50 ms), once."""
+    """Choose bfloat16 or float32 for matrix products on `device`; on a CPU by timing both, once."""
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     name = remembered(f"fastest dtype of {describe_cpu()}", _fastest_dtype)
@@ -58,12 +61,26 @@ def _fastest_dtype() -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _gemm_seconds(dtype: torch.dtype) -> float:
-    """Time one product of the kind training is made of: 256 tokens through a layer of 1,024."""
-    a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):  # the first one pays for the library's setup
+def product_gflops(dtype: torch.dtype, device: str) -> float:
+    """Measure billions of operations a second in the products of a frozen layer; a GPU gets ones that fill it."""
+    num_tokens, width = (4096, 8192) if device.startswith("cuda") else _CPU_PRODUCT
+    return 4 * num_tokens * width**2 / _gemm_seconds(dtype, device, num_tokens, width) / 1e9
+
+
+def _gemm_seconds(
+    dtype: torch.dtype, device: str = "cpu", num_tokens: int = _CPU_PRODUCT[0], width: int = _CPU_PRODUCT[1]
+) -> float:
+    """Time the two products of a frozen square layer, forward and backward: CPUs may be fast in one and slow in the other."""
+    x = torch.ones(num_tokens, width, dtype=dtype, device=device)
+    weight = torch.ones(width, width, dtype=dtype, device=device)
+    begin, best = time.perf_counter(), float("inf")
+    for number in range(4):  # the first one pays for the library's setup
         start = time.perf_counter()
-        torch.mm(a, b)
+        if number >= 2 and start - begin > 0.1:  # slow enough to be sure
+            break
+        torch.nn.functional.linear(x, weight)
+        torch.mm(x, weight)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best

