@@ -27,6 +27,10 @@ class Sampling:
     """Draw among this many most likely tokens; 0 for all. Applied before top_p."""
     seed: int | None = None
     """Prompt i of a call draws from seed + i; None draws differently each time."""
+    min_p: float = 0.0
+    """Leave out what is less likely than this share of the most likely token. Applied after top_p."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that occurred are divided by it if positive, multiplied if negative; greedy choice knows it too."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -35,6 +39,10 @@ class Sampling:
             raise _out_of_range("top_p", self.top_p, "a number above 0, at most 1")
         if self.top_k < 0:
             raise _out_of_range("top_k", self.top_k, "an integer from 0")
+        if not 0 <= self.min_p <= 1:
+            raise _out_of_range("min_p", self.min_p, "a number from 0 to 1")
+        if not (math.isfinite(self.repetition_penalty) and 0 < self.repetition_penalty <= 100):
+            raise _out_of_range("repetition_penalty", self.repetition_penalty, "a number above 0, at most 100")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise _out_of_range("seed", self.seed, "an integer from 0 to 2^63 - 1", code="E-CFG-51")
 
@@ -85,6 +93,16 @@ def choose(logits_BV: torch.Tensor, sampling: Sampling, generators: Sequence[tor
     return ids_BN.gather(1, picked_B1.minimum(last_B1))[:, 0].tolist()
 
 
+def penalize_repetition(logits_V: torch.Tensor, ids: Sequence[int], penalty: float) -> torch.Tensor:
+    """Return logits in which every token of `ids` is less likely (for a penalty above 1).
+
+    Source: Keskar et al. 2019, arXiv:1909.05858.
+    """
+    found = torch.tensor(sorted(set(ids)), device=logits_V.device)
+    values = logits_V[found]
+    return logits_V.index_put((found,), torch.where(values < 0, values * penalty, values / penalty))
+
+
 def candidates(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the tokens to draw among, most likely first: (probabilities, ids), with probability 0 for those left out.
 
@@ -96,4 +114,6 @@ def candidates(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tenso
     # A token stays where those before it do not yet reach top_p; so the first one always does.
     before = probs.cumsum(-1) - probs
     probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+    if sampling.min_p > 0:
+        probs = probs.masked_fill(probs < sampling.min_p * probs[:, :1], 0.0)
     return probs / probs.sum(-1, keepdim=True), ids

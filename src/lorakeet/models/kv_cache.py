@@ -5,8 +5,9 @@ different lengths; each has one row of a rectangle, from column 0 to its length,
 A sequence that ends gives its row to the last one, so that the living rows always lie together.
 
 Before each pass of the model, say what it carries: `begin_prompts`, or `begin_step` for one more token of every
-sequence. It knows nothing of rotations: under LongRoPE, whoever generates must begin a sequence again when it
-crosses the original length, since its keys were turned by the short factors.
+sequence. The beginning of a sequence may be copied out (`copy_out`) and handed to a later one that begins alike,
+instead of being read again. It knows nothing of rotations: under LongRoPE, whoever generates must begin a sequence
+again when it crosses the original length, since its keys were turned by the short factors.
 
 T tokens, M rows, K key-value heads, N columns, E head width.
 """
@@ -18,6 +19,7 @@ import torch
 
 from lorakeet.models.config import DecoderConfig
 from lorakeet.ops.attention.cached import cached_attention
+from lorakeet.ops.attention.continued import continued_attention
 
 GROWTH = 1.5
 MIN_COLUMNS = 64
@@ -30,6 +32,16 @@ class _Pass:
     rows_T: torch.Tensor
     columns_T: torch.Tensor
     bounds: torch.Tensor
+    continues: bool = False
+    """Some document's beginning is in the cache already, and it brings more than one token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """Keys and values of the first tokens of a sequence, in memory of their own: for each layer (K, N, E) twice."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    num_tokens: int
 
 
 class LayerCache:
@@ -45,6 +57,9 @@ class LayerCache:
         """Store the new keys and values and attend to all stored ones; returns (T, H * E)."""
         now = self.now
         assert now is not None, "begin_prompts or begin_step comes before the model's pass"
+        if now.continues:
+            stores = self.keys_MKNE, self.values_MKNE
+            return continued_attention(q_THE, k_TKE, v_TKE, *stores, cu_seqlens, now.rows_T, now.columns_T, window)
         return cached_attention(
             q_THE, k_TKE, v_TKE, self.keys_MKNE, self.values_MKNE, cu_seqlens, now.rows_T, now.columns_T, now.bounds, window
         )
@@ -80,14 +95,33 @@ class KVCache:
         """Return the cache of one layer."""
         return self.layers[layer_idx]
 
-    def begin_prompts(self, lengths: Sequence[int]) -> None:
-        """Announce a pass over whole prompts of these lengths, end to end; they take the rows behind the living."""
-        first = len(self.lengths)
+    def begin_prompts(self, lengths: Sequence[int], known: Sequence[tuple[Beginning, int] | None] | None = None) -> None:
+        """Announce a pass over prompts of these lengths, end to end; they take the rows behind the living.
+
+        Args:
+            known: for each prompt, what holds its first tokens and how many of them, fewer than its length: the pass
+                carries only the tokens behind them.
+        """
+        first, known = len(self.lengths), known or [None] * len(lengths)
         self.lengths += lengths
         self._reserve(len(self.lengths), max(lengths))
-        rows = [row for row, length in enumerate(lengths, start=first) for _ in range(length)]
-        columns = [column for length in lengths for column in range(length)]
-        self._begin(rows, columns, (0, 0, 0))
+        starts = [0 if beginning is None else beginning[1] for beginning in known]
+        for row, beginning in enumerate(known, start=first):
+            if beginning is not None:
+                self._copy_in(row, *beginning)
+        spans = [range(start, length) for start, length in zip(starts, lengths, strict=True)]
+        rows = [row for row, span in enumerate(spans, start=first) for _ in span]
+        self._begin(rows, [column for span in spans for column in span], (0, 0, 0), continues=any(starts))
+
+    def copy_out(self, row: int, num_tokens: int) -> Beginning:
+        """Copy the keys and values of the first tokens of the sequence in `row`."""
+        parts = [(layer.keys_MKNE[row, :, :num_tokens], layer.values_MKNE[row, :, :num_tokens]) for layer in self.layers]
+        return Beginning([(keys.clone(), values.clone()) for keys, values in parts], num_tokens)
+
+    def _copy_in(self, row: int, beginning: Beginning, num_tokens: int) -> None:
+        for layer, (keys_KNE, values_KNE) in zip(self.layers, beginning.layers, strict=True):
+            layer.keys_MKNE[row, :, :num_tokens] = keys_KNE[:, :num_tokens]
+            layer.values_MKNE[row, :, :num_tokens] = values_KNE[:, :num_tokens]
 
     def begin_step(self) -> None:
         """Announce a pass over one more token of every living sequence, in the order of their rows."""
@@ -108,8 +142,9 @@ class KVCache:
             self.lengths[row] = length
         self.lengths.pop()
 
-    def _begin(self, rows: list[int], columns: list[int], bounds: tuple[int, int, int]) -> None:
-        now = _Pass(torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device), torch.tensor(bounds))
+    def _begin(self, rows: list[int], columns: list[int], bounds: tuple[int, int, int], *, continues: bool = False) -> None:
+        where = torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)
+        now = _Pass(*where, torch.tensor(bounds), continues)
         for layer in self.layers:
             layer.now = now
 
