@@ -1,4 +1,4 @@
-"""Where each bad checkpoint, adapter and model is tested: the catalogue's rows 53 to 75, and those about a run's place.
+"""Where each bad input is tested: the catalogue's rows about data, about a run's place, and about what is loaded.
 
 The table is held against the tests themselves, so that none can go without being missed here.
 """
@@ -9,10 +9,24 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-CHECKPOINT, RUN, ADAPTER = "training/test_checkpoint.py", "cli/test_run_directory.py", "lora/test_adapter.py"
+CHECKPOINT, RUN, ADAPTER = "rundir/test_checkpoint.py", "cli/test_run_directory.py", "lora/test_adapter.py"
 WEIGHTS, TENSORS, CONFIG = "models/test_weights.py", "files/test_safetensors_file.py", "models/test_config.py"
 DAMAGE = f"{CHECKPOINT}::test_damage_is_named_and_the_one_before_is_used"
+DATA, HAVE = "data/test_bad_inputs.py", "data/test_people_have.py"
+BY_ROW = f"{DATA}::test_bad_rows_name_code_line_and_fix"
 COVERED = {
+    1: [f"{DATA}::test_1_absent_path"],
+    2: [f"{DATA}::test_2_directory_without_data"],
+    3: [f"{DATA}::test_3_no_regular_file"],
+    5: [f"{DATA}::test_5_truncated_gzip"],
+    7: [f"{DATA}::test_7_byte_order_mark_is_accepted_and_noted"],
+    10: [f"{DATA}::test_10_array_in_jsonl_is_accepted_and_noted"],
+    22: [BY_ROW, f"{HAVE}::test_text_parts_are_joined", f"{HAVE}::test_other_parts_are_refused_by_their_type"],
+    26: [f"{DATA}::test_26_control_tokens_in_content_are_counted"],
+    27: [f"{DATA}::test_27_answer_beyond_the_limit"],
+    28: [f"{DATA}::test_28_all_dropped"],
+    29: [f"{DATA}::test_29_split_overlap"],
+    **{row: [BY_ROW] for row in (4, 6, 8, 9, *range(11, 22), 23, 24, 25)},
     30: [f"{RUN}::test_30_changed_data_is_refused_with_both_hashes"],
     47: [
         f"{RUN}::test_47_a_full_disk_is_seen_before_anything_is_written",
@@ -40,18 +54,20 @@ COVERED = {
     67: [f"{ADAPTER}::test_config_fields_are_checked"],
     68: [f"{ADAPTER}::test_nothing_that_is_not_finite_is_saved_or_loaded"],
     69: ["lora/test_inject.py::test_merge_and_unload_keeps_the_outputs"],
-    70: ["export/test_merge.py::test_70_a_quantised_base_is_refused"],
+    70: ["exports/test_merge.py::test_70_a_quantised_base_is_refused"],
     71: [f"{CONFIG}::test_config_rejects"],
     72: [f"{CONFIG}::test_config_rejects", f"{CONFIG}::test_llama_from_transformers_is_refused"],
     73: [f"{WEIGHTS}::test_missing_shard_is_refused", f"{WEIGHTS}::test_shard_outside_the_directory_is_refused"],
-    74: ["data/test_dataset.py::test_tokenizer_from_a_directory"],
+    74: ["data/test_encode_all.py::test_tokenizer_from_a_directory"],
     75: ["data/test_template.py::test_hostile_or_unprovable_templates_stop"],
 }
 
 
-@pytest.mark.parametrize("row", [30, 47, 48, 50, *range(53, 76)])
+@pytest.mark.parametrize("row", [*range(1, 31), 47, 48, 50, *range(53, 76)])
 def test_every_row_has_its_tests(row):
     for place in COVERED[row]:
         file, _, name = place.partition("::")
         source = (TESTS / file).read_text(encoding="utf-8")
         assert re.search(rf"^def {name}\(", source, re.M), place
+        if place == BY_ROW:
+            assert f"\n    ({row}, [" in source, row
