@@ -34,6 +34,7 @@ _HOME = {
     "LorakeetError": "lorakeet.errors",
     # The commands
     "train": "lorakeet.api",
+    "check": "lorakeet.api",
     "Run": "lorakeet.api",
 }
 
@@ -41,6 +42,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from lorakeet.api import Run as Run
+    from lorakeet.api import check as check
     from lorakeet.api import train as train
     from lorakeet.config import LoraConfig as LoraConfig
     from lorakeet.errors import LorakeetError as LorakeetError

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from lorakeet import __version__, dist
+from lorakeet.checking.check import CheckResult, check_rows
 from lorakeet.config import QuantizationConfig, RunConfig, dump_yaml, load_yaml, resolve_config
 from lorakeet.data.prepare import PreparedData, demo_rows, prepare_data, read_held_out, read_rows
 from lorakeet.data.templates.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.demo_task import recipe
 from lorakeet.demo_task.scoring import score
-from lorakeet.errors import CheckpointError, ConfigError, MissingExtraError
+from lorakeet.errors import CheckpointError, ConfigError, MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import NAMES as METRICS
@@ -302,12 +303,7 @@ def train(
         restart: begin again in an output_dir that holds a run, whose files are moved into its folder old-1.
     Raises: LorakeetError if the user can mend something.
     """
-    if config is None:
-        sources = [data] if isinstance(data, str) else list(data or [])
-        sections = {"data": {**({"train": sources} if sources else {}), **(data_config or {})}}
-        sections |= {"training_config": dict(training_config or {}), "peft_config": dict(peft_config or {})}
-        sections |= {"quantization_config": dict(quantization_config or {})}
-        config = resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
+    config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
     services(config.training_config.report_to)  # what is missing is said before anything is read
     directory = Path(dist.from_main(str(choose_directory(config))))
     run = Run(directory)
@@ -319,6 +315,25 @@ def train(
             logger.info("Note: %s.", note)
         _train_in(run, config, stop, resume=resume and not is_new, begin_log=begin_log)
     return run
+
+
+def run_config(
+    model: str | None,
+    data: str | Sequence[str] | None,
+    training_config: Mapping[str, Any] | None = None,
+    peft_config: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Build the configuration of a run from what `train` and `check` take."""
+    sources = [data] if isinstance(data, str) else list(data or [])
+    sections = {
+        "data": {**({"train": sources} if sources else {}), **(data_config or {})},
+        "training_config": dict(training_config or {}),
+        "peft_config": dict(peft_config or {}),
+        "quantization_config": dict(quantization_config or {}),
+    }
+    return resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
 
 
 @contextmanager
@@ -344,6 +359,8 @@ def _train_in(run: Run, config: RunConfig, stop: StopRequest, *, resume: bool, b
         longest = model.config.max_position_embeddings
         with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
             data = prepare_data(config, loaded.tokenizer, loaded.template, longest, on_progress)
+        for line in data.findings.lines():
+            logger.info("Rows: %s.", line)
         require_evaluations(config.training_config, data)
         sampler = build_sampler(config, data, loaded.tokenizer, loaded.template, longest)
         with dist.one_of_each_machine_first():
@@ -407,11 +424,44 @@ def _build_trainer(config: RunConfig, loaded: Loaded, data: PreparedData, stop: 
     return Trainer(model, settings, data.train.examples, data.held_out, stop)
 
 
-def predict(config: RunConfig) -> Prediction:
+def check(
+    model: str | None = None,
+    data: str | Sequence[str] | None = None,
+    *,
+    training_config: Mapping[str, Any] | None = None,
+    peft_config: Mapping[str, Any] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    quantization_config: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
+    num_examples: int = 3,
+    row: str | None = None,
+    calibrate: bool = True,
+) -> CheckResult:
+    """Read every row as `train` does, prove what the model would be trained on, and predict time and memory.
+
+    Args:
+        num_examples: how many rows to show.
+        row: the row to show instead, as "17" or "file:17".
+        calibrate: load the model and predict training from two steps.
+    The other arguments are those of `train`. Raises: LorakeetError at the first thing that is wrong.
+    """
+    config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
+    with encoding_progress() as on_progress:
+        result, prepared = check_rows(config, num_examples=num_examples, row=row, on_progress=on_progress)
+    if calibrate:
+        try:
+            result.report.cost = predict(config, prepared).to_dict()
+        except ModelError as error:  # without weights there is no prediction, and the rest of the check still counts
+            logger.warning("Time and memory are not predicted: %s", error)
+    return result
+
+
+def predict(config: RunConfig, data: PreparedData | None = None) -> Prediction:
     """Predict time and memory of a run without training it: two passes on the real model, forward and backward."""
     loaded = load_base(config)
     config = _in_names_of(loaded.model, config)
-    data = prepare_data(config, loaded.tokenizer, loaded.template, loaded.model.config.max_position_embeddings)
+    longest = loaded.model.config.max_position_embeddings
+    data = data or prepare_data(config, loaded.tokenizer, loaded.template, longest)
     return prediction.predict(_build_trainer(config, loaded, data))
 
 

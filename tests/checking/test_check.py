@@ -6,15 +6,37 @@ from collections import Counter
 
 import pytest
 
-from lorakeet.checking.check import Options, model_limit, run_check
+from lorakeet import api
+from lorakeet.checking.check import CheckResult, check_rows, model_limit
 from lorakeet.checking.languages import count_scripts, guess_language
-from lorakeet.checking.report import check, measure, suggest_max_length
+from lorakeet.checking.report import CheckReport, Shown, Survey, measure, suggest_max_length
 from lorakeet.checking.show import example_text, report_html, report_lines, stretches
+from lorakeet.config import RunConfig
+from lorakeet.data import prepare
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode_many
+from lorakeet.data.prepare import Findings, prepare_data
 from lorakeet.data.read import read_conversations
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "cache"))
+
+
+def check(model_dir, path, *, max_length=None, row=None, num_examples=3, **data) -> CheckResult:
+    """Check a file as the command does, without the prediction."""
+    config = RunConfig(model=str(model_dir), data={"train": str(path), **data}, training_config={"max_length": max_length})
+    return check_rows(config, row=row, num_examples=num_examples)[0]
+
+
+def survey_of(path, tokenizer) -> tuple[CheckReport, Survey]:
+    """Report on a file with a tokenizer that has no model directory."""
+    survey, template = Survey(), template_for(tokenizer)
+    data = prepare_data(RunConfig(model="none", data=str(path)), tokenizer, template, None, visit=survey.add)
+    return survey.report(data.findings, template=template.name, learn="all"), survey
 
 
 def write(path, rows):
@@ -27,7 +49,7 @@ ROWS = [("hello", "hi there"), ("what is 12 + 30?", "it is 42"), ("hello", "hi t
 
 def test_figures_match_a_count_apart(tmp_path, model_dir, tiny):
     path = write(tmp_path / "a.jsonl", ROWS)
-    report = run_check(Options(model_dir, [str(path)])).report
+    report = check(model_dir, path).report
     # Frame of one row: <|user|> … <|end|> <|assistant|> … <|end|> <|endoftext|>; the newlines are swallowed.
     lengths = [5 + len(tiny.encode_text(prompt)) + len(tiny.encode_text(answer)) for prompt, answer in ROWS]
     learned = [1 + len(tiny.encode_text(answer)) for _, answer in ROWS]
@@ -48,25 +70,24 @@ def test_figures_match_a_count_apart(tmp_path, model_dir, tiny):
     json.dumps(report.to_dict())
 
 
-def test_memory_stays_flat_while_a_file_streams(tiny):
-    """What is kept of a row is some twenty bytes."""
+def test_little_is_kept_of_a_row(tiny):
+    """Some twenty bytes."""
     import tracemalloc
 
-    def rows(count):
-        for i in range(count):
-            answer = Message("assistant", "hello world " * 40)
-            yield Conversation((Message("user", f"question {i}"), answer), f"f:{i + 1}")
-
     def peak(count):
+        survey = Survey()
         tracemalloc.start()
-        report, _ = check(rows(count), tiny, template_for(tiny))
-        assert (report.num_rows, report.duplicates.count) == (count, 0)
+        for i in range(count):
+            row = Conversation((Message("user", f"question {i}"), Message("assistant", "hello world " * 40)), f"f:{i + 1}")
+            survey.add(row, encode_many([row], tiny, template_for(tiny))[0])
+        report = survey.report(Findings(), template="phi3-mini", learn="all")
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        assert report.num_rows == count
         return most
 
-    few, many = peak(1_000), peak(5_000)
-    assert many - few < 4_000 * 150  # the lists of the final figures included
+    few, many = peak(500), peak(2_500)
+    assert many - few < 2_000 * 150  # the lists of the final figures included
 
 
 def test_measure_by_hand():
@@ -98,14 +119,14 @@ def test_languages_and_scripts():
 
 def test_looks_tell_all_four_kinds_apart(tiny):
     row = Conversation((Message("user", "a\x1b[31m"), Message("assistant", "b")), "f:1")
-    _, (shown,) = check([row], tiny, template_for(tiny))
+    shown = Shown(row, encode_many([row], tiny, template_for(tiny))[0])
     assert [look for look, _ in stretches(shown.example, tiny)] == [
         "control",
         "context",
         "control",
         "control",
-        "learned",
-        "learned-control",
+        "supervised",
+        "supervised-control",
         "control",
     ]
     plain = example_text(shown, tiny, colour=False)
@@ -119,7 +140,7 @@ def test_looks_tell_all_four_kinds_apart(tiny):
 def test_html_is_one_safe_page(tmp_path, model_dir):
     hostile = "<script>alert(1)</script><img src=http://x>"
     path = write(tmp_path / "a.jsonl", [(hostile, hostile)])
-    result = run_check(Options(model_dir, [str(path)]))
+    result = check(model_dir, path)
     result.write_html(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     tags = []
@@ -140,24 +161,22 @@ def test_html_is_one_safe_page(tmp_path, model_dir):
 
 def test_rows_to_show(tmp_path, model_dir):
     path = write(tmp_path / "a.jsonl", ROWS)
-    assert len(run_check(Options(model_dir, [str(path)], num_examples=2)).shown) == 2
+    assert len(check(model_dir, path, num_examples=2).shown) == 2
     for name in ("2", "a.jsonl:2", f"{path}:2"):
-        (shown,) = run_check(Options(model_dir, [str(path)], row=name)).shown
+        (shown,) = check(model_dir, path, row=name).shown
         assert shown.conversation.messages[0].content == "what is 12 + 30?"
     with pytest.raises(DataError, match="E-DATA-118"):
-        run_check(Options(model_dir, [str(path)], row="99"))
+        check(model_dir, path, row="99")
 
 
 def test_options_reach_the_rows(tmp_path, model_dir):
     path = write(tmp_path / "a.jsonl", ROWS[:1])
-    (shown,) = run_check(Options(model_dir, [str(path)], system="Be nice.")).shown
+    (shown,) = check(model_dir, path, system="Be nice.").shown
     assert shown.conversation.messages[0] == Message("system", "Be nice.")
-    text = run_check(Options(model_dir, [str(path)], learn="text")).report
+    text = check(model_dir, path, learn="text").report
     assert text.num_supervised_tokens == text.num_tokens - 1
-    with pytest.raises(ConfigError, match="E-CFG-124"):
-        run_check(Options(model_dir, [str(path)], truncation="maybe"))
-    demo = run_check(Options(model_dir, ["demo"]), demo=lambda split: read_conversations(path)).report
-    assert demo.num_rows == 1
+    with pytest.raises(ConfigError, match="truncation"):
+        check(model_dir, path, truncation="maybe")
 
 
 def test_the_models_limit_is_read_from_its_configuration(model_dir):
@@ -191,8 +210,7 @@ def test_gsm8k_figures(data_dir, smollm2, phi3):
     opener = len(smollm2.encode_text("assistant\n"))
     frames = {"smollm2": (1 + system + 2) + 1 + 2 + (1 + opener) + 2, "phi3": 5}
     for name, tokenizer, place, header in (("smollm2", smollm2, "continuation", "user\n"), ("phi3", phi3, "middle", "")):
-        rows = read_conversations(path)
-        report, _ = check(rows, tokenizer, template_for(tokenizer))
+        report, _ = survey_of(path, tokenizer)
         answers = sum(len(ids) for ids in tokenizer.encode_texts([row["answer"] for row in raw], place=place))
         asked = tokenizer.encode_texts([header + row["question"] for row in raw], place="middle")
         assert report.num_supervised_tokens == answers + 7473
@@ -213,7 +231,7 @@ def test_alpaca_figures(data_dir, phi3):
     path = data_dir / "alpaca_en_demo.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     assert len(raw) == 999
-    report, _ = check(read_conversations(path), phi3, template_for(phi3))
+    report, _ = survey_of(path, phi3)
     said = Counter((row["instruction"], row["input"], row["output"]) for row in raw)
     assert report.duplicates.count == sum(count - 1 for count in said.values())
     prompts = ["\n".join(part for part in (row["instruction"], row["input"]) if part) for row in raw]
@@ -236,6 +254,48 @@ def test_alpaca_figures(data_dir, phi3):
 
 def test_report_names_what_truncation_did(tmp_path, model_dir):
     path = write(tmp_path / "a.jsonl", ROWS)
-    report = run_check(Options(model_dir, [str(path)], max_length=20, truncation="drop")).report
+    report = check(model_dir, path, max_length=20, truncation="drop").report
     assert report.num_dropped >= 1
     assert any(f"{report.num_dropped} dropped" in line for line in report_lines(report))
+
+
+def test_check_refuses_what_train_refuses(tmp_path, model_dir):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    config = {"training_config": {"max_length": 1_000_000, "output_dir": str(tmp_path / "run")}}
+    with pytest.raises(ConfigError, match="E-CFG-44"):
+        api.check(str(model_dir), str(path), calibrate=False, **config)
+
+
+def test_rows_are_read_once_whether_held_out_or_not(tmp_path, model_dir, monkeypatch):
+    """Rows that training will hold out are rows of the file: read once, counted once, in the order of the file."""
+    path = write(tmp_path / "a.jsonl", [(f"question {i}", f"answer {i}") for i in range(60)])
+    read = []
+
+    def reading(source, **options):
+        read.append(source)
+        return read_conversations(source, **options)
+
+    monkeypatch.setattr(prepare, "read_conversations", reading)
+    result, data = check_rows(RunConfig(model=str(model_dir), data=str(path)))
+    assert read == [str(path)]
+    assert (len(data.train.examples), len(data.held_out)) == (57, 3)
+    assert (result.report.num_rows, result.report.num_usable) == (60, 60)
+    assert [shown.conversation.place for shown in result.shown] == [f"{path}:{line}" for line in (1, 2, 3)]
+
+
+def test_training_says_what_check_notes(tmp_path, model_dir, tiny):
+    rows = [ROWS[0]] * 2 + [ROWS[3]]
+    path = write(tmp_path / "a.jsonl", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    data = {"train": str(path), "truncation": "drop"}
+    config = RunConfig(model=str(model_dir), data=data, training_config={"max_length": 20})
+    said = prepare_data(config, tiny, template_for(tiny), 512).findings.lines()
+    assert said == [
+        f"format prompt-completion: {path}",
+        f"note: byte-order mark accepted: {path} (1)",
+        "truncation: 0 rows shortened, 1 dropped",
+        f"duplicates: 1; {path}:2 repeats {path}:1",
+        f"control tokens in content: 1 rows, kept as text, first at {path}:3",
+    ]
+    printed = report_lines(check_rows(config)[0].report)
+    assert [line for line in printed if line in said] == said

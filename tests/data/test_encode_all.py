@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lorakeet.data import encode_all as dataset
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.data.encode_all import cache_key, encode_rows, encode_stream
+from lorakeet.data.encode import EncodeOptions
+from lorakeet.data.encode_all import cache_key, encode_rows
 from lorakeet.data.split import find_duplicates, find_overlap, hold_out
 from lorakeet.data.templates.template import LAYOUTS, template_for
 from lorakeet.data.tokenizer import load_tokenizer
@@ -33,8 +36,6 @@ def test_processes_give_the_same_in_order(tiny):
     assert len(seen) > 3
     two = encode_rows(rows, tiny, template, num_processes=2)
     assert one == two
-    streamed = list(encode_stream(iter(rows), tiny, template))
-    assert [example for _, example in streamed] == one.examples
 
 
 def test_a_script_without_guard_is_never_run_again(tmp_path, model_dir):
@@ -43,14 +44,14 @@ def test_a_script_without_guard_is_never_run_again(tmp_path, model_dir):
     script.write_text(
         "print('started')\n"
         "from pathlib import Path\n"
-        "from lorakeet.data import dataset\n"
+        "from lorakeet.data import encode_all\n"
         "from lorakeet.data.conversation import Conversation, Message\n"
         "from lorakeet.data.templates.template import template_for\n"
         "from lorakeet.data.tokenizer import load_tokenizer\n"
-        "dataset._PARALLEL_FROM = 10\n"
+        "encode_all._PARALLEL_FROM = 10\n"
         f"t = load_tokenizer(Path({str(model_dir)!r}))\n"
         "row = Conversation((Message('user', 'a'), Message('assistant', 'b')))\n"
-        "print(len(dataset.encode_rows([row] * 600, t, template_for(t)).examples))\n"
+        "print(len(encode_all.encode_rows([row] * 600, t, template_for(t)).examples))\n"
     )
     done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["started", "600"]
@@ -66,9 +67,9 @@ def test_errors_cross_processes(tiny):
 def test_cache_gives_back_what_was_put_in(tiny, tmp_path):
     rows = [*rows_of(20), Conversation((Message("user", "q " * 80), Message("assistant", "long " * 9)), "f:99")]
     for truncation in ("drop", "truncate-left"):
-        options = {"max_length": 40, "truncation": truncation, "cache_dir": tmp_path}
-        first = encode_rows(rows, tiny, template_for(tiny), **options)
-        second = encode_rows(rows, tiny, template_for(tiny), **options)
+        options = EncodeOptions(max_length=40, truncation=truncation)
+        first = encode_rows(rows, tiny, template_for(tiny), options, cache_dir=tmp_path)
+        second = encode_rows(rows, tiny, template_for(tiny), options, cache_dir=tmp_path)
         assert second.from_cache
         assert replace(second, from_cache=False) == first
         assert (first.num_dropped, first.num_truncated) == ((1, 0) if truncation == "drop" else (0, 1))
@@ -77,7 +78,7 @@ def test_cache_gives_back_what_was_put_in(tiny, tmp_path):
 
 def test_a_byte_changed_anywhere_makes_a_new_key(tiny, monkeypatch, tmp_path):
     rows, template = rows_of(3), template_for(tiny)
-    base = (rows, tiny, template, "all", 100, "error")
+    base = (rows, tiny, template, EncodeOptions("all", 100, "error"))
     changed_rows = [*rows[:2], replace(rows[2], messages=(rows[2].messages[0], Message("assistant", "a 3")))]
     marked = [*rows[:2], replace(rows[2], messages=(rows[2].messages[0], replace(rows[2].messages[1], train=False)))]
     spec = json.loads(json.dumps(tiny.spec))
@@ -93,18 +94,18 @@ def test_a_byte_changed_anywhere_makes_a_new_key(tiny, monkeypatch, tmp_path):
         cache_key(rows, with_template(tiny, "phi3-mini", spec=flags), *base[2:]),
         cache_key(rows, with_template(tiny, "phi3-mini", stop_ids=frozenset({1})), *base[2:]),
         cache_key(rows, tiny, LAYOUTS["phi3.5"], *base[3:]),
-        cache_key(rows, tiny, template, "last", 100, "error"),
-        cache_key(rows, tiny, template, "all", 101, "error"),
-        cache_key(rows, tiny, template, "all", 100, "drop"),
+        cache_key(rows, tiny, template, EncodeOptions("last", 100, "error")),
+        cache_key(rows, tiny, template, EncodeOptions("all", 101, "error")),
+        cache_key(rows, tiny, template, EncodeOptions("all", 100, "drop")),
     ]
     # The code: a copy of the package's files with one byte more.
-    for path in dataset.Path(dataset.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(dataset, "__file__", str(tmp_path / "dataset.py"))
+    copy = Path(shutil.copytree(Path(dataset.__file__).parent, tmp_path / "data"))
+    monkeypatch.setattr(dataset, "__file__", str(copy / "encode_all.py"))
     assert cache_key(*base) == keys[0]
-    (tmp_path / "encode.py").write_bytes((tmp_path / "encode.py").read_bytes() + b"\n")
-    keys.append(cache_key(*base))
-    assert len(set(keys)) == len(keys) == 12
+    for name in ("encode.py", "templates/template.py"):
+        (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+        keys.append(cache_key(*base))
+    assert len(set(keys)) == len(keys) == 13
 
 
 def test_damaged_cache_is_made_anew(tiny, tmp_path):

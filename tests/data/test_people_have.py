@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from lorakeet.checking.check import Options, run_check
+from lorakeet.checking.check import check_rows
+from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Message
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import MAX_ROW_BYTES, _hub_rows, read_conversations
@@ -208,7 +209,7 @@ def test_good_labels_and_other_keys_are_noted(tmp_path, model_dir):
     notes = Notes()
     read(tmp_path, row, {**row, "system": "s"}, notes=notes)
     assert notes.counts == {"key ignored in rows: label": 2, "key ignored in rows: source": 2}
-    report = run_check(Options(model_dir, [str(tmp_path / "a.jsonl")])).report
+    report = check_rows(RunConfig(model=str(model_dir), data=str(tmp_path / "a.jsonl")))[0].report
     assert report.notes["key ignored in rows: source"] == 2
 
 

@@ -12,6 +12,7 @@ import torch
 from lorakeet.data import encode, formats, pack, prove
 from lorakeet.data import encode_all as dataset
 from lorakeet.data.conversation import Conversation, Example, Message
+from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import encode_rows
 from lorakeet.data.templates import template
 from lorakeet.data.templates.template import template_for
@@ -31,8 +32,8 @@ ROWS = [
 ]
 
 
-def run(tokenizer, rows=ROWS, **options):
-    return encode_rows(rows, tokenizer, template_for(tokenizer), **options)
+def run(tokenizer, rows=ROWS, cache_dir=None, **options):
+    return encode_rows(rows, tokenizer, template_for(tokenizer), EncodeOptions(**options), cache_dir=cache_dir)
 
 
 def caught(tokenizer, code: str, **options) -> DataError:

@@ -14,31 +14,38 @@ from lorakeet.data.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from rich.text import Text
 
-Look = Literal["context", "learned", "control", "learned-control"]
-_STYLES: dict[Look, str] = {"context": "dim", "learned": "bold green", "control": "blue", "learned-control": "bold magenta"}
+Look = Literal["context", "supervised", "control", "supervised-control"]
+_STYLES: dict[Look, str] = {
+    "context": "dim",
+    "supervised": "bold green",
+    "control": "blue",
+    "supervised-control": "bold magenta",
+}
 _MARKS: dict[Look, tuple[str, str]] = {
     "context": ("", ""),
-    "learned": ("«", "»"),
+    "supervised": ("«", "»"),
     "control": ("{", "}"),
-    "learned-control": ("«{", "}»"),
+    "supervised-control": ("«{", "}»"),
 }
 _NAMES: dict[Look, str] = {
-    "learned": "learned",
+    "supervised": "trained on",
     "context": "context",
     "control": "control token",
-    "learned-control": "learned control token",
+    "supervised-control": "control token, trained on",
 }
 
 
 def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[Look, str]]:
     """Cut an example into stretches of one look, each with its text."""
-    learned = bytearray(len(example.input_ids))
+    supervised = bytearray(len(example.input_ids))
     for start, end in example.spans:
-        learned[start:end] = b"\1" * (end - start)
+        supervised[start:end] = b"\1" * (end - start)
     runs: list[tuple[Look, list[int]]] = []
     for index, token in enumerate(example.input_ids):
         control = token in tokenizer.control_ids
-        look: Look = ("learned-control" if control else "learned") if learned[index] else ("control" if control else "context")
+        look: Look = "control" if control else "context"
+        if supervised[index]:
+            look = "supervised-control" if control else "supervised"
         if runs and runs[-1][0] == look and not control:
             runs[-1][1].append(token)
         else:
@@ -48,7 +55,7 @@ def stretches(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[Look, st
 
 
 def example_text(shown: Shown, tokenizer: Tokenizer, *, colour: bool) -> "Text":
-    """Draw one row: by colours, or by marks where there are none."""
+    """Draw one row: by colours, or by marks if there are none."""
     from rich.text import Text
 
     text = Text()
@@ -76,26 +83,18 @@ def _visible(text: str) -> str:
 
 
 def report_lines(report: CheckReport) -> list[str]:
-    """Write the figures, one fact a line."""
+    """Return the figures as text, one fact a line."""
     lines = [
         f"{report.num_usable:,} of {report.num_rows:,} rows usable, every one proven; template {report.template}",
-        f"{report.num_tokens:,} tokens, {report.num_supervised_tokens:,} of them learned "
+        f"{report.num_tokens:,} tokens, {report.num_supervised_tokens:,} trained on "
         f"({report.num_supervised_tokens / max(report.num_tokens, 1):.0%}; learn={report.learn})",
     ]
-    lines += [f"format {kind}: {file}" for file, kind in report.formats.items()]
-    lines += [f"note: {text} ({count})" for text, count in report.notes.items()]
-    if report.num_truncated or report.num_dropped:
-        lines.append(f"truncation: {report.num_truncated:,} rows shortened, {report.num_dropped:,} dropped")
+    lines += report.lines()
     lines += _length_lines(report)
     lines.append(f"suggested --max-length {report.suggested_max_length} ({report.packing_waste:.1%} waste when packed)")
     for cost in report.truncation_cost:
         if cost["rows"]:
             lines.append(f"--max-length {cost['max_length']}: {cost['rows']:,} rows too long, {cost['tokens']:,} tokens")
-    lines.append(f"duplicates: {report.duplicates.count:,}" + _pairs(report.duplicates.examples))
-    if report.control_text_rows:
-        lines.append(
-            f"control tokens in content: {report.control_text_rows:,} rows, kept as text, first at {report.control_text_place}"
-        )
     lines.append("languages: " + ", ".join(f"{name} {count:,}" for name, count in list(report.languages.items())[:6]))
     lines.append("scripts: " + ", ".join(f"{name} {part:.1%}" for name, part in list(report.scripts.items())[:6]))
     lines.append("longest: " + ", ".join(f"{place} ({length:,})" for place, length in report.longest_rows))
@@ -124,10 +123,6 @@ def _length_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"; {place} repeats {earlier}" for place, earlier in pairs[:2])
-
-
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>lorakeet check</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -136,22 +131,22 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8886; border-radius: 6px; padding: .8rem; }}
 .context {{ opacity: .65; }}
-.learned {{ background: #3a35; font-weight: 600; }}
+.supervised {{ background: #3a35; font-weight: 600; }}
 .control {{ color: #37c; font-size: .85em; }}
-.learned-control {{ color: #a2a; background: #3a35; font-size: .85em; font-weight: 600; }}
+.supervised-control {{ color: #a2a; background: #3a35; font-size: .85em; font-weight: 600; }}
 </style></head><body>
 <h1>lorakeet check</h1>
 <pre>{figures}</pre>
 <h2>Examples</h2>
-<p><span class="learned">learned</span> <span class="context">context</span> <span class="control">control</span>
-<span class="learned-control">learned control</span></p>
+<p><span class="supervised">trained on</span> <span class="context">context</span> <span class="control">control</span>
+<span class="supervised-control">control, trained on</span></p>
 {examples}
 </body></html>
 """
 
 
 def report_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenizer) -> str:
-    """Write report and examples as one HTML page that needs nothing else."""
+    """Return report and examples as one HTML page that needs nothing else."""
     blocks = []
     for one in shown:
         parts = "".join(

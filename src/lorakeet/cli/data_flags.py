@@ -1,9 +1,12 @@
-"""The flags that say what to learn from, the same for every command that reads rows."""
+"""The flags that say what to train on, the same for every command that reads rows, and where each flag goes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from lorakeet.config import RunConfig
 
 Model = Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")]
 Data = Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")]
@@ -15,7 +18,7 @@ EvalData = Annotated[list[str] | None, typer.Option(help="Held-out data; else a 
 Format = Annotated[str | None, typer.Option("--format", help="Row format, where the keys do not tell it.")]
 Columns = Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")]
 Roles = Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")]
-MergeTurns = Annotated[bool, typer.Option("--merge-turns", help="Join turns of one role that follow each other.")]
+MergeTurns = Annotated[bool | None, typer.Option("--merge-turns", help="Join turns of one role that follow each other.")]
 ReasoningChoice = Annotated[str | None, typer.Option("--reasoning", help="keep or drop reasoning in a field of its own.")]
 TemplateName = Annotated[str | None, typer.Option(help="Chat template, where the model does not tell it.")]
 Learn = Annotated[str | None, typer.Option(help="all (assistant turns), last, marked, or text.")]
@@ -24,8 +27,42 @@ MaxLength = Annotated[int | None, typer.Option(help="Longest conversation, in to
 Truncation = Annotated[str | None, typer.Option(help="error, drop or truncate-left.")]
 
 
-def data_section(train: list[str] | None, *, columns: list[str] | None, roles: list[str] | None, **keys: Any) -> dict[str, Any]:
-    """Return the `data` section of a configuration as the flags have it; what is None was not said."""
-    from lorakeet.config import pairs
+_KEYS = {
+    "training_config": {
+        "output": "output_dir",
+        "name": "run_name",
+        "epochs": "num_train_epochs",
+        "max_steps": "max_steps",
+        "lr": "learning_rate",
+        "batch_size": "per_device_train_batch_size",
+        "max_length": "max_length",
+        "seed": "seed",
+    },
+    "peft_config": {"r": "r"},
+    "quantization_config": {"load_in_4bit": "load_in_4bit", "load_in_8bit": "load_in_8bit"},
+    "data": {
+        "data": "train",
+        "eval_data": "eval",
+        "format_": "format",
+        "columns": "columns",
+        "roles": "roles",
+        "merge_turns": "merge_turns",
+        "reasoning": "reasoning",
+        "template": "template",
+        "learn": "learn",
+        "system": "system",
+        "truncation": "truncation",
+    },
+}
+"""The key that each flag sets, by section and by the name of the command's parameter."""
 
-    return {"train": train or None, "columns": pairs("--columns", columns), "roles": pairs("--roles", roles), **keys}
+
+def config_from(parameters: dict[str, Any]) -> "RunConfig":
+    """Build the run's configuration from a command's parameters; those that are no key of it are passed over."""
+    from lorakeet.config import pairs, resolve_config
+
+    said = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
+    said["data"] = said["data"] or None
+    said["columns"], said["roles"] = pairs("--columns", said["columns"]), pairs("--roles", said["roles"])
+    sections = {section: {key: said[flag] for flag, key in keys.items() if flag in said} for section, keys in _KEYS.items()}
+    return resolve_config(file=parameters["config"], model=said["model"], flags=sections, assignments=said["assignments"] or [])

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,8 +25,8 @@ def command(
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     r: Annotated[int | None, typer.Option(help="Rank of the adapters.")] = None,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Hold the base in 4 bits (QLoRA).")] = False,
-    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Hold the base in 8 bits.")] = False,
+    load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit", help="Hold the base in 4 bits (QLoRA).")] = None,
+    load_in_8bit: Annotated[bool | None, typer.Option("--load-in-8bit", help="Hold the base in 8 bits.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
     max_length: flags.MaxLength = None,
     seed: Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.")] = None,
@@ -34,7 +34,7 @@ def command(
     format_: flags.Format = None,
     columns: flags.Columns = None,
     roles: flags.Roles = None,
-    merge_turns: flags.MergeTurns = False,
+    merge_turns: flags.MergeTurns = None,
     reasoning: flags.ReasoningChoice = None,
     template: flags.TemplateName = None,
     learn: flags.Learn = None,
@@ -48,41 +48,13 @@ def command(
     Example: lorakeet train phi3-mini chats.jsonl --epochs 2 --lr 1e-4
     """
     from lorakeet import api, dist
-    from lorakeet.config import resolve_config
 
     if verbose:
         logging.getLogger("lorakeet").setLevel(logging.DEBUG)
-    sections: dict[str, dict[str, Any]] = {
-        "training_config": {
-            "run_name": name,
-            "num_train_epochs": epochs,
-            "max_steps": max_steps,
-            "learning_rate": lr,
-            "per_device_train_batch_size": batch_size,
-            "max_length": max_length,
-            "seed": seed,
-        },
-        "peft_config": {"r": r},
-        "quantization_config": {"load_in_4bit": load_in_4bit or None, "load_in_8bit": load_in_8bit or None},
-        "data": flags.data_section(
-            data,
-            eval=eval_data,
-            format=format_,
-            columns=columns,
-            roles=roles,
-            merge_turns=merge_turns or None,
-            reasoning=reasoning,
-            template=template,
-            learn=learn,
-            system=system,
-            truncation=truncation,
-        ),
-    }
     if resume and model is None and config is None:
         output = api.open_run(output).directory
         config = output / "config.yaml"
-    sections["training_config"]["output_dir"] = str(output) if output else None
-    resolved = resolve_config(file=config, model=model, flags=sections, assignments=assignments or [])
+    resolved = flags.config_from(locals())
     run = api.train(config=resolved, resume=resume, restart=restart)
     if not dist.is_main():
         return

@@ -1,4 +1,4 @@
-"""The one internal form of a training row: who said what, and what is to be learned from it.
+"""The one internal form of a training row: who said what, and what of it is trained on.
 
 data in: nothing → out: three small frozen nouns, Message, Conversation, Example. No reading, no encoding.
 """
@@ -35,12 +35,17 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = field(default=())
     """Tool definitions that the row carries, as parsed JSON."""
     text: str | None = None
-    """A row of plain text, learned whole and without a template; `messages` is then empty."""
+    """A row of plain text, supervised whole and without a template; `messages` is then empty."""
+
+    @property
+    def said(self) -> str:
+        """All that the row says, as one text."""
+        return self.text or "\n".join(message.content for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation as the model sees it: token ids and the spans that are learned.
+    """A conversation as the model sees it: token ids and the spans that are supervised.
 
     `spans` are half-open (start, end) index pairs into `input_ids`, in order, not touching each other's tokens:
     the token at every index inside a span is a training target, predicted from the tokens before it. No span

@@ -22,6 +22,16 @@ Learn = Literal["all", "last", "marked", "text"]
 Truncation = Literal["error", "drop", "truncate-left"]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What of a row is supervised, and what happens to one that is too long."""
+
+    learn: Learn = "all"
+    max_length: int | None = None
+    """In tokens; None is no limit."""
+    truncation: Truncation = "error"
+
+
 @dataclass(slots=True)
 class _Segment:
     """A control token's id, or text whose ids are still to come."""

@@ -11,14 +11,14 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakeet.data.conversation import Conversation, Example
-from lorakeet.data.encode import Learn, Truncation, encode_many, fit_length
+from lorakeet.data.encode import EncodeOptions, encode_many, fit_length
 from lorakeet.data.prove import prove_many, prove_untruncated
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 _MOST_CACHED = 32  # files; the oldest go
-_PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it gives
+_PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,20 @@ class _Job:
 
     tokenizer: Tokenizer
     template: Template
-    learn: Learn
-    max_length: int | None
-    truncation: Truncation
+    options: EncodeOptions
 
     def run(self, rows: Sequence[Conversation]) -> list[Example | None]:
         """Encode, prove and fit one chunk; None stands for a dropped row."""
-        examples = encode_many(rows, self.tokenizer, self.template, learn=self.learn)
-        prove_many(rows, examples, self.tokenizer, self.template, learn=self.learn)
+        examples = encode_many(rows, self.tokenizer, self.template, learn=self.options.learn)
+        prove_many(rows, examples, self.tokenizer, self.template, learn=self.options.learn)
         return [self._fit(example) for example in examples]
 
     def _fit(self, example: Example) -> Example | None:
-        if self.max_length is None:
+        max_length, truncation = self.options.max_length, self.options.truncation
+        if max_length is None:
             return example
-        fitted = fit_length(example, self.max_length, self.truncation, bos_id=self.tokenizer.bos_id)
-        if fitted is not None and self.truncation != "truncate-left":
+        fitted = fit_length(example, max_length, truncation, bos_id=self.tokenizer.bos_id)
+        if fitted is not None and truncation != "truncate-left":
             prove_untruncated(example, fitted)
         return fitted
 
@@ -87,31 +86,29 @@ def encode_rows(
     rows: Sequence[Conversation],
     tokenizer: Tokenizer,
     template: Template,
+    options: EncodeOptions = EncodeOptions(),  # noqa: B008  frozen
     *,
-    learn: Learn = "all",
-    max_length: int | None = None,
-    truncation: Truncation = "error",
     cache_dir: Path | None = None,
     num_processes: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EncodedRows:
-    """Encode, prove and fit all rows; on_progress is told (rows done, rows in all).
+    """Encode, prove and fit all rows; on_progress is called with (rows done, rows in all).
 
-    num_processes is chosen by the amount of data where it is None. Raises DataError at the first row that fails, and
-    where no row is left.
+    num_processes is chosen by the amount of data if it is None. Raises DataError at the first row that fails, and if no
+    row is left.
     """
-    job = _Job(tokenizer, template, learn, max_length, truncation)
+    job = _Job(tokenizer, template, options)
     path = None
     if cache_dir is not None:
-        path = Path(cache_dir) / f"{cache_key(rows, tokenizer, template, learn, max_length, truncation)}.safetensors"
+        path = Path(cache_dir) / f"{cache_key(rows, tokenizer, template, options)}.safetensors"
         cached = _load(path, rows)
         if cached is not None:
             return cached
     if num_processes is None:
         num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
     results: list[Example | None] = []
-    for pairs in _run_chunks(job, rows, num_processes):
-        results += [example for _, example in pairs]
+    for examples in _run_chunks(job, rows, num_processes):
+        results += examples
         if on_progress is not None:
             on_progress(len(results), len(rows))
     encoded = _collect(results)
@@ -123,22 +120,6 @@ def encode_rows(
         with contextlib.suppress(OSError):
             _save(path, encoded)
     return encoded
-
-
-def encode_stream(
-    rows: Iterable[Conversation],
-    tokenizer: Tokenizer,
-    template: Template,
-    *,
-    learn: Learn = "all",
-    max_length: int | None = None,
-    truncation: Truncation = "error",
-    num_processes: int = 1,
-) -> Iterator[tuple[Conversation, Example | None]]:
-    """Encode, prove and fit rows as they come, with flat memory; None stands for a dropped row."""
-    job = _Job(tokenizer, template, learn, max_length, truncation)
-    for pairs in _run_chunks(job, rows, num_processes):
-        yield from pairs
 
 
 def num_cores() -> int:
@@ -156,15 +137,11 @@ def _may_spawn() -> bool:
     return main is None or Path(main).stem == "lorakeet" or Path(main).parent.name == "lorakeet"
 
 
-def _run_chunks(
-    job: _Job, rows: Iterable[Conversation], num_processes: int
-) -> Iterator[list[tuple[Conversation, Example | None]]]:
+def _run_chunks(job: _Job, rows: Sequence[Conversation], num_processes: int) -> Iterator[list[Example | None]]:
     """Run the job over the rows, in order, a chunk at a time."""
-    source = iter(rows)
-    chunks = iter(lambda: list(islice(source, _CHUNK)), [])
+    chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
     if num_processes <= 1:
-        for chunk in chunks:
-            yield list(zip(chunk, job.run(chunk), strict=True))
+        yield from map(job.run, chunks)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -173,11 +150,10 @@ def _run_chunks(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, initializer=_start_process, initargs=(job,)) as pool:
         try:
-            waiting = deque((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 4 * num_processes))
+            waiting = deque(pool.submit(_run_in_process, chunk) for chunk in islice(chunks, 4 * num_processes))
             while waiting:
-                chunk, result = waiting.popleft()
-                yield list(zip(chunk, result.result(), strict=True))
-                waiting.extend((chunk, pool.submit(_run_in_process, chunk)) for chunk in islice(chunks, 1))
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(_run_in_process, chunk) for chunk in islice(chunks, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -192,7 +168,7 @@ def _start_process(job: _Job) -> None:
     _job = job
 
 
-def _run_in_process(rows: list[Conversation]) -> list[Example | None]:
+def _run_in_process(rows: Sequence[Conversation]) -> list[Example | None]:
     assert _job is not None
     return _job.run(rows)
 
@@ -209,18 +185,11 @@ def _collect(results: Sequence[Example | None]) -> EncodedRows:
     )
 
 
-def cache_key(
-    rows: Sequence[Conversation],
-    tokenizer: Tokenizer,
-    template: Template,
-    learn: Learn,
-    max_length: int | None,
-    truncation: Truncation,
-) -> str:
+def cache_key(rows: Sequence[Conversation], tokenizer: Tokenizer, template: Template, options: EncodeOptions) -> str:
     """Hash everything that decides the encoded rows: data, tokenizer, template, options and this package's code."""
     digest = hashlib.sha256()
-    options = [tokenizer.fingerprint, template.fingerprint, learn, max_length, truncation, _code_hash()]
-    digest.update(json.dumps(options).encode())
+    decisive = [tokenizer.fingerprint, template.fingerprint, *astuple(options), _code_hash()]
+    digest.update(json.dumps(decisive).encode())
     for row in rows:
         said = [[m.role, m.content, m.train, m.tool_calls, m.name] for m in row.messages]
         text = json.dumps([said, row.tools, row.text, row.place])
@@ -233,7 +202,7 @@ def _code_hash() -> str:
     import tokenizers
 
     digest = hashlib.sha256(tokenizers.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

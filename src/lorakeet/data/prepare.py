@@ -1,90 +1,161 @@
-"""From a run's configuration to rows that are ready to learn from.
+"""From a run's configuration to rows that are ready to train on, for `train`, `check` and evaluation alike.
 
-data in: the `data` section of a configuration, a tokenizer and its template → out: encoded, proven examples, and
-the conversations that are kept apart for evaluation. Used by training and, for the held-out rows, by evaluation.
+data in: a RunConfig, a tokenizer and its template → out: PreparedData, encoded and proven examples with what was noticed
+on the way. No model, no tensors.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Example, with_system_prompt
+from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import EncodedRows, encode_rows
+from lorakeet.data.formats import Notes
 from lorakeet.data.read import read_conversations
-from lorakeet.data.split import hold_out, refuse_overlap
+from lorakeet.data.split import Repeats, find_duplicates, hold_out, refuse_overlap
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError
 from lorakeet.files.cache import cache_dir
 
 MOST_HELD_OUT = 200
-"""Rows held out where the user names none; more cost time at every evaluation and tell little more."""
+"""Rows held out if the user names none; more cost time at every evaluation and say little more."""
 
 DEMO = Path(__file__).parents[1] / "demo_task"
 """Where the rows lie that the source "demo" names; tools/demo_rows generates them."""
 
+Visit = Callable[[Conversation, Example | None], None]
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What a person should know about the training rows, though none of it is an error."""
+
+    formats: dict[str, str] = field(default_factory=dict)
+    """Row format by file."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What the reader accepted, and how often."""
+    num_dropped: int = 0
+    """Rows that the truncation policy dropped."""
+    num_truncated: int = 0
+    """Rows that lost tokens at the left."""
+    duplicates: Repeats = field(default_factory=lambda: Repeats(0, ()))
+    control_text_rows: int = 0
+    """Rows whose content names control tokens; they stay text."""
+    control_text_place: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the findings as text, one a line."""
+        lines = [f"format {kind}: {file}" for file, kind in self.formats.items()]
+        lines += [f"note: {text} ({count})" for text, count in self.notes.items()]
+        if self.num_truncated or self.num_dropped:
+            lines.append(f"truncation: {self.num_truncated:,} rows shortened, {self.num_dropped:,} dropped")
+        repeats = "".join(f"; {place} repeats {earlier}" for place, earlier in self.duplicates.examples[:2])
+        lines.append(f"duplicates: {self.duplicates.count:,}{repeats}")
+        if self.control_text_rows:
+            rows, place = self.control_text_rows, self.control_text_place
+            lines.append(f"control tokens in content: {rows:,} rows, kept as text, first at {place}")
+        return lines
+
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready for training, and those kept apart."""
+    """Rows ready for training, and those held out."""
 
     train: EncodedRows
     held_out: list[Example]
     held_out_rows: list[Conversation]
     """The conversations behind `held_out`."""
     system: str | None
-    """The system prompt that all training rows share, which a chat with the run should open with too."""
+    """The system prompt that all training rows share, which a chat with the run should start with too."""
+    findings: Findings = field(default_factory=Findings)
+    """What was noticed about the rows of `data.train`, the part of them that is held out included."""
 
 
 def prepare_data(
     config: RunConfig,
     tokenizer: Tokenizer,
     template: Template,
-    longest: int,
+    longest: int | None,
     on_progress: Callable[[int, int], None] | None = None,
+    visit: Visit | None = None,
 ) -> PreparedData:
     """Read, split, encode and prove every row.
 
     Args:
-        longest: the model's own limit in tokens.
-        on_progress: told (rows done, rows in all).
+        longest: the model's own limit in tokens, None if it is unknown.
+        on_progress: called with (rows done, rows in all).
+        visit: called with every row of `data.train`, in order, and its example, or None if the row was dropped. This is
+            how a report sees the rows, which are not kept.
     Raises: ConfigError E-CFG-44 for a max_length beyond the model's limit, DataError for a bad row.
     """
+    options = EncodeOptions(config.data.learn, _max_length(config, longest), config.data.truncation)
+    notes = Notes()
+    rows = _read(config.data.train, config, "train", notes)
+    train_rows, held_out_rows = _split(rows, config)
+
+    def encode(part: list[Conversation]) -> EncodedRows:
+        return encode_rows(part, tokenizer, template, options, cache_dir=cache_dir() / "rows", on_progress=on_progress)
+
+    train = encode(train_rows)
+    held_out = encode(held_out_rows) if held_out_rows else EncodedRows([], [], 0)
+    kept = [held_out_rows[index] for index in held_out.kept]
+    by_row = {id(train_rows[i]): example for i, example in zip(train.kept, train.examples, strict=True)}
+    by_row |= {id(row): example for row, example in zip(kept, held_out.examples, strict=True)}
+    findings = _find(rows, [by_row.get(id(row)) for row in rows], tokenizer, notes)
+    if visit is not None:
+        for row in rows:
+            visit(row, by_row.get(id(row)))
+    return PreparedData(train, held_out.examples, kept, _common_system_prompt(train_rows), findings)
+
+
+def _max_length(config: RunConfig, longest: int | None) -> int | None:
     max_length = config.training_config.max_length or longest
-    if max_length > longest:
+    if max_length is not None and longest is not None and max_length > longest:
         raise ConfigError(
             "E-CFG-44",
             f"is {max_length}; the model's limit is {longest} tokens",
             place="training_config.max_length",
             fix=f"Use {longest} at most, or leave it out",
         )
-    rows, held_out = read_rows(config)
+    return max_length
 
-    def encode(part: list[Conversation]) -> EncodedRows:
-        data, cache = config.data, cache_dir() / "rows"
-        return encode_rows(
-            part,
-            tokenizer,
-            template,
-            learn=data.learn,
-            max_length=max_length,
-            truncation=data.truncation,
-            cache_dir=cache,
-            on_progress=on_progress,
-        )
 
-    examples = encode(held_out).examples if held_out else []
-    places = {example.place for example in examples}
-    kept = [row for row in held_out if row.place in places]
-    return PreparedData(encode(rows), examples, kept, _common_system_prompt(rows))
+def _find(rows: list[Conversation], examples: list[Example | None], tokenizer: Tokenizer, notes: Notes) -> Findings:
+    control = [row.place for row in rows if tokenizer.control_pattern.search(row.said)]
+    return Findings(
+        formats=notes.formats,
+        notes=notes.counts,
+        num_dropped=examples.count(None),
+        num_truncated=sum(example is not None and example.num_cut > 0 for example in examples),
+        duplicates=find_duplicates(rows),
+        control_text_rows=len(control),
+        control_text_place=control[0] if control else "",
+    )
 
 
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
     """Read a run's training and held-out conversations; the same ones each time, while the files are the same."""
+    return _split(_read(config.data.train, config, "train"), config)
+
+
+def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
+    """Read every row of the named sources; "demo" names the demo's held-out rows."""
+    return _read(sources, config, "held_out")
+
+
+def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:
+    """Return the demo's rows to train on, or those to score on."""
+    rows = read_conversations(DEMO / f"{split}.jsonl.gz")
+    return [replace(row, place=f"demo:{split}:{number}") for number, row in enumerate(rows, 1)]
+
+
+def _split(rows: list[Conversation], config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
+    """Return the rows to train on and the held-out ones: those that the run names, the demo's own, or a part of `rows`."""
     data = config.data
-    rows = [row for source in data.train for row in _read(source, config, "train")]
     if data.eval is not None:
         held_out = read_held_out(data.eval, config)
         refuse_overlap(rows, held_out)
@@ -97,32 +168,28 @@ def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]
     return hold_out(rows, fraction, config.training_config.seed)
 
 
-def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
-    """Read every row of the named sources; "demo" names the demo's held-out rows."""
-    return [row for source in sources for row in _read(source, config, "held_out")]
-
-
-def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:
-    """Return the demo's rows to train on, or those to score on."""
-    rows = read_conversations(DEMO / f"{split}.jsonl.gz")
-    return [replace(row, place=f"demo:{split}:{number}") for number, row in enumerate(rows, 1)]
-
-
-def _read(source: str, config: RunConfig, split: Literal["train", "held_out"]) -> Iterable[Conversation]:
+def _read(
+    sources: list[str], config: RunConfig, split: Literal["train", "held_out"], notes: Notes | None = None
+) -> list[Conversation]:
+    """Read all sources in turn, with the run's system prompt put in its place."""
     data = config.data
-    rows: Iterable[Conversation]
-    if source == "demo":
-        rows = demo_rows(split)
-    else:
-        rows = read_conversations(
-            source,
-            format=data.format,
-            columns=data.columns,
-            roles=data.roles,
-            merge_turns=data.merge_turns,
-            reasoning=data.reasoning,
-        )
-    return rows if data.system is None else (with_system_prompt(row, data.system, replace_existing=True) for row in rows)
+    found: list[Conversation] = []
+    for source in sources:
+        rows: Iterable[Conversation]
+        if source == "demo":
+            rows = demo_rows(split)
+        else:
+            rows = read_conversations(
+                source,
+                format=data.format,
+                columns=data.columns,
+                roles=data.roles,
+                merge_turns=data.merge_turns,
+                reasoning=data.reasoning,
+                notes=notes,
+            )
+        found += rows if data.system is None else (with_system_prompt(r, data.system, replace_existing=True) for r in rows)
+    return found
 
 
 def _common_system_prompt(rows: list[Conversation]) -> str | None:
