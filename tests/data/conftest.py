@@ -172,6 +172,12 @@ def model_dir(tmp_path_factory, tiny) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Keep encoded rows out of the user's cache."""
+    monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def rng() -> random.Random:
     return random.Random(7)

@@ -14,11 +14,6 @@ from lorakeet.data.read import read_conversations
 from lorakeet.errors import LorakeetError
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "cache"))
-
-
 def check(model_dir, path, *, max_length=None, **data) -> CheckReport:
     """Check a file as the command does, without the prediction."""
     config = RunConfig(model=str(model_dir), data={"train": str(path), **data}, training_config={"max_length": max_length})
