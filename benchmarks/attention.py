@@ -16,7 +16,7 @@ from lorakeet.machine.hardware import best_dtype
 from lorakeet.machine.memory import keep_freed_memory
 from lorakeet.ops.attention import blockwise as blockwise_attention
 from lorakeet.ops.attention import native as native_attention
-from lorakeet.ops.attention.packed import NO_WINDOW
+from lorakeet.ops.attention.segments import NO_WINDOW, Documents
 
 LENGTHS = [[190] * 8, [512] * 8, [4096]]
 HEADS, KEY_HEADS, WIDTH = 9, 3, 64
@@ -37,18 +37,18 @@ def main() -> None:
     keep_freed_memory()
     dtype = best_dtype("cpu")
     print(f"{dtype}, forward + backward in milliseconds\n")
-    print("| documents | kernel | PyTorch products |\n|---|---:|---:|")
+    print("| documents | kernel | PyTorch blocks |\n|---|---:|---:|")
     for lengths in LENGTHS:
         T, borders = sum(lengths), torch.tensor([0, *lengths]).cumsum(0).int()
         shapes = [(T, heads, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
         q, k, v = (torch.randn(shape).to(dtype) for shape in shapes)
         parents, grad = torch.full_like(borders, -1), torch.randn(T, HEADS * WIDTH).to(dtype)
-        where = borders, parents, NO_WINDOW
-        kept = native_attention.attend(q, k, v, *where)
+        documents = Documents(borders, parents, NO_WINDOW)
+        kept = native_attention.attend(q, k, v, documents)
         figures = []
         for backend, saved in ((native_attention, kept), (blockwise_attention, ())):
-            forward = milliseconds(partial(backend.attend, q, k, v, *where))
-            backward = milliseconds(partial(backend.attend_backward, grad, q, k, v, *saved, *where))
+            forward = milliseconds(partial(backend.attend, q, k, v, documents))
+            backward = milliseconds(partial(backend.attend_backward, grad, q, k, v, *saved, documents))
             figures.append(f"{forward:.1f} + {backward:.1f}")
         print(f"| {len(lengths)} of {lengths[0]} | {' | '.join(figures)} |")
 

@@ -7,7 +7,7 @@ import pytest
 
 from lorakeet.errors import ConfigError
 from lorakeet.files import durable
-from lorakeet.files.durable import NewFile, make_directory, new_directory, remove_leftovers, write_file, writing
+from lorakeet.files.durable import NewFile, make_directory, new_directory, new_file, remove_leftovers, write_file, writing
 
 
 def fail(*_):
@@ -26,6 +26,19 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
         assert file.read_bytes() == b"new"
+
+
+def test_a_draft_gets_its_name_at_the_end_of_the_block_or_goes(tmp_path):
+    file = tmp_path / "a"
+    with new_file(file) as draft:
+        with NewFile(draft) as stream:
+            stream.write(b"1")
+        assert not file.exists()
+    assert file.read_bytes() == b"1"
+    with pytest.raises(OSError, match="Input/output"), new_file(file) as draft:
+        fail(draft.write_bytes(b"2"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert file.read_bytes() == b"1"
 
 
 def test_a_file_takes_what_the_system_takes_at_a_time(tmp_path, monkeypatch):

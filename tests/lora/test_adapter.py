@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import lorakeet as lora
 from lorakeet.errors import AdapterError
-from lorakeet.files import safetensors_file
-from lorakeet.lora import tensor_file
+from lorakeet.files import durable, safetensors_file
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.lora.inject import injection_of, lora_layers
 
@@ -107,7 +106,7 @@ def test_a_write_that_fails_leaves_the_old_adapter(saved: Path, toy: Build, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensor_file.os, "replace", full)
+    monkeypatch.setattr(durable.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         lora.save_adapter(lora.inject(toy(), lora.LoraConfig(r=3)), saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lorakeet.errors import ModelError
+from lorakeet.files import durable
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.decoder import CausalLM
@@ -377,3 +378,12 @@ def test_fingerprint_works_without_a_cache(save_phi3, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "file" / "below"))
     assert fingerprint(directory) == expected
+
+
+def test_saved_weights_are_forced_to_disk_under_their_names(save_phi3, tmp_path, monkeypatch):
+    """A loss of power after saving must not leave a directory whose weights have no name yet."""
+    synced = []
+    monkeypatch.setattr(durable, "sync_directory", lambda path: synced.append(sorted(file.name for file in path.iterdir())))
+    model = load_model(save_phi3()[1])
+    save_weights(model.named_parameters(), tmp_path / "saved", model.config, dtype=torch.float32)
+    assert ["model.safetensors"] in synced

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from lorakeet.ops.attention import blockwise as blockwise_attention
+from lorakeet.ops.attention import cuda
+from lorakeet.ops.attention.cached import cached_attention
 from lorakeet.ops.attention.native import can_attend
-from lorakeet.ops.attention.packed import NO_WINDOW, attention, attention_reference
+from lorakeet.ops.attention.packed import attention
+from lorakeet.ops.attention.reference import attention_reference, cached_attention_reference
+from lorakeet.ops.attention.segments import NO_WINDOW
 
 H, K, E = 6, 2, 8
 
@@ -22,7 +27,7 @@ def boundaries(lengths):
 
 def outputs_and_grads(function, qkv, cu_seqlens, window, parents=None):
     out = function(*qkv, cu_seqlens, window, parents)
-    grads = torch.autograd.grad((out.float() * torch.arange(out.numel()).view_as(out).sin()).sum(), qkv)
+    grads = torch.autograd.grad((out.float() * torch.arange(out.numel(), device=out.device).view_as(out).sin()).sum(), qkv)
     return [out, *grads]
 
 
@@ -182,13 +187,58 @@ def test_perturbing_one_document_leaves_its_neighbours_bit_equal(monkeypatch, qu
         assert torch.equal(old[33:], new[33:])
 
 
+@pytest.mark.parametrize("window", [NO_WINDOW, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
+def test_cached_attention_matches_reference(window, dtype, heads, kv_heads):
+    """First two documents whole, in rows 1 and 2 of the stores; then one more token of each, twice."""
+    lengths = [3, 9]
+    stores = [torch.zeros(4, kv_heads, 16, E, dtype=dtype) for _ in range(2)]
+    others = [store.clone() for store in stores]
+    passes = [([row for row, n in enumerate(lengths, 1) for _ in range(n)], [i for n in lengths for i in range(n)])]
+    passes += [([1, 2], [n + more for n in lengths]) for more in range(2)]
+    for step, (rows, columns) in enumerate(passes):
+        qkv = [x.detach() + step for x in random_qkv(len(rows), dtype, heads, kv_heads)]
+        first = 0 if window == NO_WINDOW else max(0, min(columns) + 1 - window)
+        bounds = torch.tensor((1, first, max(columns) + 1) if step else (0, 0, 0))
+        where = torch.tensor(rows), torch.tensor(columns)
+        borders = torch.arange(len(rows) + 1) if step else boundaries(lengths)
+        ours = cached_attention(*qkv, *stores, borders, *where, bounds, window)
+        truth = cached_attention_reference(*qkv, *others, *where, window)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours, truth, rtol=tolerance, atol=tolerance)
+        for mine, theirs in zip(stores, others, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shares", "takes_flash"),
+    [(torch.bfloat16, False, True), (torch.bfloat16, True, False), (torch.float32, False, False), (torch.float32, True, False)],
+)
+def test_on_cuda_shared_beginnings_and_fp32_take_the_blocks(monkeypatch, dtype, shares, takes_flash):
+    """Neither is dropped, and nothing computes scores of the whole stream."""
+    flash = []
+    monkeypatch.setattr(cuda, "attend", lambda q, *_: flash.append(q) or q.flatten(1))
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = (torch.empty(20, heads, E, dtype=dtype) for heads in (H, K, K))
+        parents = torch.empty(3, dtype=torch.int32) if shares else None
+        out = attention(q, k, v, torch.empty(3, dtype=torch.int32), NO_WINDOW, parents)
+    assert (out.shape, out.device.type) == ((20, H * E), "cuda")
+    assert bool(flash) == takes_flash
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("continued", [None, [-1, 0, 0]])
 @pytest.mark.parametrize("window", [NO_WINDOW, 7])
-def test_cuda_attention_matches_reference(window):
-    qkv = [x.detach().cuda().bfloat16().requires_grad_() for x in random_qkv(64)]
+def test_cuda_attention_matches_reference(dtype, continued, window):
+    qkv = [x.detach().cuda().to(dtype).requires_grad_() for x in random_qkv(64)]
     cu_seqlens = boundaries([20, 13, 31]).cuda()
-    ours = outputs_and_grads(attention, qkv, cu_seqlens, window)
-    truth = outputs_and_grads(attention_reference, [x.detach().float().requires_grad_() for x in qkv], cu_seqlens, window)
+    parents = None if continued is None else torch.tensor([-1, *continued], dtype=torch.int32).cuda()
+    ours = outputs_and_grads(attention, qkv, cu_seqlens, window, parents)
+    wide = [x.detach().float().requires_grad_() for x in qkv]
+    truth = outputs_and_grads(attention_reference, wide, cu_seqlens, window, parents)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
     for mine, theirs in zip(ours, truth, strict=True):
-        torch.testing.assert_close(mine.float(), theirs, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(mine.float(), theirs, rtol=tolerance, atol=tolerance)

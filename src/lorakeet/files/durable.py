@@ -58,18 +58,27 @@ class NewFile:
             os.close(self._descriptor)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, in place of an older one where there is one."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Return the name of a draft to write with `NewFile`; at the end of the block it becomes `path`, in one step.
+
+    A file that is at `path` stays until then, and if the block fails.
+    """
     # Not through tempfile, whose files other users cannot read.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with NewFile(draft) as file:
-            file.write(data)
+        yield draft
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, in place of an older one if there is one."""
+    with new_file(path) as draft, NewFile(draft) as file:
+        file.write(data)
 
 
 @contextmanager

@@ -5,8 +5,6 @@ finite passes, either way.
 """
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from lorakeet.errors import AdapterError
 from lorakeet.files import safetensors_file
-from lorakeet.files.durable import sync_directory
+from lorakeet.files.durable import new_file
 
 NOTE = "lorakeet"
 """The key in the file's metadata under which our note lies, as JSON."""
@@ -29,15 +27,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
         AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-110 if the file reads back otherwise.
     """
     check_finite(path, tensors)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
+    with new_file(path) as draft:
         safetensors_file.write_tensors(draft, tensors, {NOTE: json.dumps(dict(note), sort_keys=True)})
         _check_same(draft, tensors, note)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakeet.machine.compiling import can_compile, compile_module
 from lorakeet.models.config import DecoderConfig
-from lorakeet.ops.attention.packed import NO_WINDOW, attention
+from lorakeet.ops.attention.packed import attention
+from lorakeet.ops.attention.segments import NO_WINDOW
 from lorakeet.ops.rope import rope_tables, rotate
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from lorakeet.errors import ModelError
 from lorakeet.files.cache import remembered_hash
-from lorakeet.files.durable import write_file
+from lorakeet.files.durable import new_file, write_file
 from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 from lorakeet.machine.memory import free_bytes
 from lorakeet.models.config import DecoderConfig, read_json
@@ -270,16 +270,8 @@ def save_weights(
             "E-MODEL-48", f"already holds weights ({_some(old)})", place=str(directory), fix="Choose another directory"
         )
     shards = _plan_shards(config, dtype, max_shard_bytes)
-    drafts = {shard: directory / f".{shard}.part" for shard in shards}
-    try:
-        shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
-        checked = _checked(state, shapes, config.tie_word_embeddings, str(directory))
-        _write_shards(checked, shards, drafts, dtype)
-        for shard, draft in drafts.items():
-            draft.replace(directory / shard)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+    shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
+    _write_shards(_checked(state, shapes, config.tie_word_embeddings, str(directory)), shards, directory, dtype)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_num_bytes(shapes, dtype) for shapes in shards.values())},
@@ -307,10 +299,12 @@ def _plan_shards(config: DecoderConfig, dtype: torch.dtype, max_shard_bytes: int
 def _write_shards(
     state: Iterable[tuple[str, torch.Tensor]],
     shards: Mapping[str, Mapping[str, tuple[int, ...]]],
-    drafts: Mapping[str, Path],
+    directory: Path,
     dtype: torch.dtype,
 ) -> None:
+    """Write all shards side by side, since tensors come in any order; none gets its name before all are written."""
     with contextlib.ExitStack() as stack:
+        drafts = {shard: stack.enter_context(new_file(directory / shard)) for shard in shards}
         writers: dict[str, SafetensorsWriter] = {}
         for shard, shapes in shards.items():
             layout = {name: (shape, dtype) for name, shape in shapes.items()}

@@ -1,7 +1,7 @@
-"""Causal attention in blocks of queries, out of PyTorch's own products: for any dtype, on any CPU.
+"""Causal attention in blocks of queries, by PyTorch's own matrix multiplications: for any dtype, on any device.
 
 Probabilities are computed again in the backward pass, block by block, so memory grows with a document's length and
-not with its square. `ops/attention/packed.py` says what is computed and holds the reference.
+not with its square. `ops/attention/packed.py` says what is computed.
 
 T tokens, H query heads, K key-value heads, E head width; n queries and m keys of a block.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lorakeet.machine.compiling import compiled
-from lorakeet.ops.attention.segments import Segment, read_segments
+from lorakeet.ops.attention.segments import Documents, read_segments
 
 QUERY_BLOCK = 512
 """Queries handled at once."""
@@ -33,13 +33,13 @@ class _Block:
         return self.queries.stop - self.queries.start
 
 
-def _blocks(segments: list[Segment], window: int) -> Iterator[_Block]:
+def _blocks(documents: Documents) -> Iterator[_Block]:
     """Cut the segments' queries into blocks."""
-    for segment in segments:
+    for segment in read_segments(documents.cu_seqlens, documents.parents):
         prefix = segment.prefix_length
         for first in range(0, segment.length, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, segment.length)
-            first_key, end_key = max(0, prefix + first - window + 1), prefix + last
+            first_key, end_key = max(0, prefix + first - documents.window + 1), prefix + last
             keys, passed = [], 0
             for start, end in segment.ranges:
                 begin, stop = max(first_key - passed, 0), min(end_key - passed, end - start)
@@ -51,15 +51,15 @@ def _blocks(segments: list[Segment], window: int) -> Iterator[_Block]:
 
 
 def _gather(x_KTE: torch.Tensor, keys: tuple[slice, ...]) -> torch.Tensor:
-    """Return the tokens of `keys`, in order; without a copy where they lie together."""
+    """Return the tokens of `keys`, in order; without a copy if they lie together."""
     return x_KTE[:, keys[0]] if len(keys) == 1 else torch.cat([x_KTE[:, part] for part in keys], dim=1)
 
 
 @compiled
 def causal_softmax(scores: torch.Tensor, first_query: int, window: int, scale: float) -> torch.Tensor:
     """Return the probabilities of scores (heads, queries, keys); `first_query` is counted from the first key."""
-    query = torch.arange(scores.shape[1])[:, None] + first_query
-    behind = query - torch.arange(scores.shape[2])[None]
+    query = torch.arange(scores.shape[1], device=scores.device)[:, None] + first_query
+    behind = query - torch.arange(scores.shape[2], device=scores.device)[None]
     masked = torch.where((behind >= 0) & (behind < window), scores.float() * scale, float("-inf"))
     weights = torch.exp(masked - masked.amax(-1, keepdim=True))
     return (weights / weights.sum(-1, keepdim=True)).to(scores.dtype)
@@ -81,28 +81,20 @@ def _probabilities(q_HTE: torch.Tensor, keys_KmE: torch.Tensor, block: _Block, w
     return causal_softmax(scores, block.first_query, window, E**-0.5)
 
 
-def attend(
-    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, parents: torch.Tensor, window: int
-) -> torch.Tensor:
-    """Attend; the arguments are those of `attention`. Returns (T, H * E)."""
+def attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """Attend within documents; returns (T, H * E)."""
     T, H, E = q_THE.shape
     q_HTE, k_KTE, v_KTE = (x.transpose(0, 1).contiguous() for x in (q_THE, k_TKE, v_TKE))
-    out_THE = torch.empty(T, H, E, dtype=q_THE.dtype)
-    for block in _blocks(read_segments(cu_seqlens, parents), window):
-        probs = _probabilities(q_HTE, _gather(k_KTE, block.keys), block, window)
+    out_THE = q_THE.new_empty(T, H, E)
+    for block in _blocks(documents):
+        probs = _probabilities(q_HTE, _gather(k_KTE, block.keys), block, documents.window)
         out = torch.bmm(probs.view(k_KTE.shape[0], -1, block.num_keys), _gather(v_KTE, block.keys))
         out_THE[block.queries] = out.view(H, block.num_queries, E).transpose(0, 1)
     return out_THE.view(T, H * E)
 
 
 def attend_backward(
-    grad: torch.Tensor,
-    q_THE: torch.Tensor,
-    k_TKE: torch.Tensor,
-    v_TKE: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    parents: torch.Tensor,
-    window: int,
+    grad: torch.Tensor, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values, in their shapes."""
     (_, H, E), K = q_THE.shape, k_TKE.shape[1]
@@ -111,10 +103,10 @@ def attend_backward(
     dq = torch.empty_like(q_HTE)
     # Several blocks may see a key: its gradient collects in fp32, since small terms would round away in bf16.
     dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k_KTE, v_KTE))
-    for block in _blocks(read_segments(cu_seqlens, parents), window):
+    for block in _blocks(documents):
         n, m = block.num_queries, block.num_keys
         keys_KmE, values_KmE = _gather(k_KTE, block.keys), _gather(v_KTE, block.keys)
-        probs = _probabilities(q_HTE, keys_KmE, block, window)
+        probs = _probabilities(q_HTE, keys_KmE, block, documents.window)
         g = grad_THE[block.queries].transpose(0, 1).reshape(K, -1, E)
         dprobs = torch.bmm(g, values_KmE.transpose(1, 2)).view(H, n, m)
         dscores = softmax_backward(dprobs, probs, E**-0.5).view(K, -1, m)

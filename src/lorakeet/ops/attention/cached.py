@@ -1,9 +1,11 @@
 """Attention of new tokens to keys and values that are kept from earlier calls, which it adds to.
 
 data in: queries, keys and values of new tokens, the stores, where each token goes → out: one vector per token and
-query head; the stores hold the new keys and values. Two kinds of calls only: documents that begin here, each any
-number of tokens long, and documents that each bring exactly one more token. The second kind is two matrix products
-over all documents at once: no loop, no copy of keys for grouped queries.
+query head; the stores hold the new keys and values. Two kinds of calls only: documents that start here, each any
+number of tokens long, and documents that each bring exactly one more token. The second kind is two matrix
+multiplications over all documents at once: no loop, no copy of keys for grouped queries.
+
+The slow truth is `reference.py`.
 
 It is one opaque operation, so that a compiled decoder layer is one graph for both kinds.
 
@@ -34,7 +36,7 @@ def cached_attention(
     Args:
         rows_T: the row of each token's document.
         columns_T: the column of each token, which is its position in its document.
-        bounds: three integers on the CPU: the first row, and the first and the end of the columns to look at, where
+        bounds: three integers on the CPU: the first row, and the first and the end of the columns to look at, if
             each document brings one token and the documents lie in rows one after the other; else all zero.
     """
     keys_MKNE[rows_T, :, columns_T] = k_TKE
@@ -48,18 +50,7 @@ def cached_attention(
 
 
 @cached_attention.register_fake
-def _(
-    q_THE: torch.Tensor,
-    k_TKE: torch.Tensor,
-    v_TKE: torch.Tensor,
-    keys_MKNE: torch.Tensor,
-    values_MKNE: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    rows_T: torch.Tensor,
-    columns_T: torch.Tensor,
-    bounds: torch.Tensor,
-    window: int,
-) -> torch.Tensor:
+def _(q_THE: torch.Tensor, *_: object) -> torch.Tensor:
     T, H, E = q_THE.shape
     return q_THE.new_empty(T, H * E)
 

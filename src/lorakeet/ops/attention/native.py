@@ -1,6 +1,6 @@
 """The C++ attention kernels on the CPU: attention_bf16.cpp and attention_fp32.cpp, with one interface.
 
-`ops/attention/packed.py` says what is computed and holds the reference.
+`ops/attention/packed.py` says what is computed.
 
 T tokens, H query heads, K key-value heads, E head width.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lorakeet.machine.native_code import load_kernel, pointer
+from lorakeet.ops.attention.segments import Documents
 
 KERNELS = {
     torch.bfloat16: Path(__file__).with_name("attention_bf16.cpp"),
@@ -28,9 +29,9 @@ def can_attend(q_THE: torch.Tensor) -> bool:
 
 
 def attend(
-    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, parents: torch.Tensor, window: int
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend; the arguments are those of `attention`.
+    """Attend within documents.
 
     Returns: (T, H * E), and for the backward pass (H, T), each token's log2 of the sum of its weights.
     """
@@ -38,7 +39,7 @@ def attend(
     q_THE, k_TKE, v_TKE = (_with_heads_together(x) for x in (q_THE, k_TKE, v_TKE))
     out = q_THE.new_empty(T, H * E)
     lse_HT = q_THE.new_empty(H, T, dtype=torch.float32)
-    _call("lorakeet_attention_forward", q_THE, k_TKE, v_TKE, out, lse_HT, cu_seqlens, parents, window)
+    _call("lorakeet_attention_forward", q_THE, k_TKE, v_TKE, out, lse_HT, documents)
     return out, lse_HT
 
 
@@ -49,9 +50,7 @@ def attend_backward(
     v_TKE: torch.Tensor,
     out: torch.Tensor,
     lse_HT: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    parents: torch.Tensor,
-    window: int,
+    documents: Documents,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values, in their shapes."""
     q_THE, k_TKE, v_TKE = (_with_heads_together(x) for x in (q_THE, k_TKE, v_TKE))
@@ -59,12 +58,12 @@ def attend_backward(
     # Query heads that share a key head run side by side; what they give its gradient is summed afterwards.
     per_head = torch.empty(2, *q_THE.shape, dtype=torch.float32)
     results = grad.contiguous(), dq, dk, dv, per_head
-    _call("lorakeet_attention_backward", q_THE, k_TKE, v_TKE, out, lse_HT, cu_seqlens, parents, window, *results)
+    _call("lorakeet_attention_backward", q_THE, k_TKE, v_TKE, out, lse_HT, documents, *results)
     return dq, dk, dv
 
 
 def _with_heads_together(x_THE: torch.Tensor) -> torch.Tensor:
-    """Copy where needed, so that each token's heads lie end to end; tokens may lie apart."""
+    """Copy if needed, so that each token's heads lie end to end; tokens may lie apart."""
     is_fit = x_THE.stride(2) == 1 and x_THE.stride(1) == x_THE.shape[2] and x_THE.stride(0) % 2 == 0
     return x_THE if is_fit else x_THE.contiguous()
 
@@ -76,19 +75,17 @@ def _call(
     v_TKE: torch.Tensor,
     out: torch.Tensor,
     lse_HT: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    parents: torch.Tensor,
-    window: int,
+    documents: Documents,
     *results: torch.Tensor,
 ) -> None:
-    (T, H, E), K, num_segments = q_THE.shape, k_TKE.shape[1], len(cu_seqlens) - 1
-    cu_seqlens, parents = cu_seqlens.int().contiguous(), parents.int().contiguous()
+    (T, H, E), K, num_segments = q_THE.shape, k_TKE.shape[1], len(documents.cu_seqlens) - 1
+    cu_seqlens, parents = documents.cu_seqlens.int().contiguous(), documents.parents.int().contiguous()
     strides = [ctypes.c_int64(x.stride(0)) for x in (q_THE, k_TKE, v_TKE)]
     kernel = getattr(load_kernel(KERNELS[q_THE.dtype]), function)
     kernel(
         *(pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
         *strides,
-        *(T, H, K, E, window),
+        *(T, H, K, E, documents.window),
         *(pointer(cu_seqlens), pointer(parents), num_segments),
         *(pointer(x) for x in results),
     )

@@ -5,8 +5,20 @@ data in: segment boundaries and which segment continues which → out: for every
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+NO_WINDOW = 1 << 30
+"""The window of a model without one: larger than any document."""
+
+
+class Documents(NamedTuple):
+    """What decides which tokens see which; the fields are arguments of `attention`."""
+
+    cu_seqlens: torch.Tensor
+    parents: torch.Tensor
+    window: int
 
 
 @dataclass(frozen=True, slots=True)
