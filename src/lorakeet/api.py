@@ -196,15 +196,18 @@ class Run:
         after = reference_logits(model, tokenizer, template_for(tokenizer, name=template))
         return dataclasses.replace(merged, drift=measure_drift(before, after))
 
-    def export(self, form: str, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
+    def export(
+        self, form: str, output: str | Path, *, dtype: str | None = None, with_adapter: bool = False, force: bool = False
+    ) -> Exported:
         """Write the run in a format that another program loads, and prove with it that it answers as the run does.
 
-        A run over a quantised base is exported over the 16-bit one. `force` keeps what fails its proof.
+        A run over a quantised base is exported over the 16-bit one. `with_adapter` keeps the adapter apart from the base in
+        a folder for Ollama; `force` keeps what fails its proof.
 
         Raises: ExportError, ConfigError and AdapterError, as `exports.export.export`.
         """
         found = find_format(form)
-        return export(self.source(), found, Path(output), Options(dtype), force=force)
+        return export(self.source(), found, Path(output), Options(dtype, with_adapter), force=force)
 
     def source(self) -> Source:
         """Return what an export of this run is made of."""

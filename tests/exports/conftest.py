@@ -7,10 +7,13 @@ import torch
 import transformers
 
 from lorakeet.config import LoraConfig
+from lorakeet.data.templates.template import template_for
+from lorakeet.data.tokenizer import load_tokenizer
+from lorakeet.exports.artefact import Source
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.lora.inject import inject, lora_layers
 from lorakeet.models import weights
-from tests.data.conftest import TEMPLATES, trained
+from tests.data.conftest import data_dir, phi3, phi3_bare, smollm2, trained  # noqa: F401
 
 SIZES = {
     "vocab_size": 640,
@@ -19,8 +22,8 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "original_max_position_embeddings": 256,
+    "max_position_embeddings": 1024,
+    "original_max_position_embeddings": 1024,
     "initializer_range": 0.2,
 }
 
@@ -35,17 +38,20 @@ def own_cache(tmp_path, monkeypatch):
 def base(tmp_path):
     """Save a base model with transformers, and the tokenizer beside it."""
 
-    def build(dtype=torch.float32, **changes):
-        tokenizer = trained("bpe")
+    def build(dtype=torch.float32, tokenizer=None, **changes):
+        tokenizer = tokenizer or trained("bpe")
+        changes.setdefault("vocab_size", max(640, tokenizer.vocab_size))
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
         torch.manual_seed(0)
         config = transformers.Phi3Config(**{**SIZES, **ids, **changes})
         directory = tmp_path / "base"
         transformers.Phi3ForCausalLM(config).to(dtype).save_pretrained(directory)
         (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
-        names = {"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token}
+        names = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token") if getattr(tokenizer, key)}
         (directory / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "PreTrainedTokenizerFast"}))
-        (directory / "chat_template.jinja").write_text((TEMPLATES / "phi3-mini.jinja").read_text())
+        (directory / "chat_template.jinja").write_text(tokenizer.chat_template)
+        stops = json.dumps({"eos_token_id": sorted(tokenizer.stop_ids)})
+        (directory / "generation_config.json").write_text(stops)
         return directory
 
     return build
@@ -69,5 +75,19 @@ def adapter(tmp_path):
             model, directory, config=config, base_model_name_or_path=str(base), extra={"base_hash": weights.fingerprint(base)}
         )
         return directory, model.eval()
+
+    return build
+
+
+@pytest.fixture
+def source(base, adapter):
+    """Return a run's parts around a tiny model."""
+
+    def build(dtype=torch.float32, *, rows=(), tokenizer=None, base_name="org/tiny", lora=None, **changes):
+        directory = base(dtype, tokenizer, **changes)
+        saved, _ = adapter(directory, **(lora or {}))
+        loaded = load_tokenizer(directory)
+        template = template_for(loaded)
+        return Source(directory, saved, loaded, template, "Be kind.", base_name, "mine", lambda: rows)
 
     return build

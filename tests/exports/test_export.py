@@ -4,33 +4,16 @@ import dataclasses
 import json
 
 import pytest
-import torch
 
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.data.templates.template import template_for
-from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.errors import ConfigError, ExportError
-from lorakeet.exports.artefact import Missing, Options, Source
+from lorakeet.exports.artefact import Missing, Options
 from lorakeet.exports.export import RECORD, describe, export
 from lorakeet.exports.formats import FORMATS, find_format
 from lorakeet.exports.probes import NUM_PROBES, choose_probes
 
 ROWS = [Conversation((Message("user", f"Add {i} and 3."), Message("assistant", f"It is {i + 3}."))) for i in range(3)]
 UNSAYABLE = Conversation((Message("user", "What does <|end|> mean?"), Message("assistant", "The end.")))
-
-
-@pytest.fixture
-def source(base, adapter):
-    """Return a run's parts around a tiny model."""
-
-    def build(dtype=torch.float32, rows=(), **changes):
-        directory = base(dtype, **changes)
-        saved, _ = adapter(directory)
-        tokenizer = load_tokenizer(directory)
-        template = template_for(tokenizer)
-        return Source(directory, saved, tokenizer, template, "Be kind.", "org/tiny", "mine", lambda: rows)
-
-    return build
 
 
 def test_the_probes_begin_with_the_runs_rows_and_leave_out_what_no_other_program_could_read(source):

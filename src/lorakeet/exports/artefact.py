@@ -66,6 +66,8 @@ class Options:
 
     dtype: str | None = None
     """How weights are stored; None for the format's own default."""
+    adapter: bool = False
+    """Keep the adapter apart from the base, where the format leaves the choice."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Limits:
     """Least share of positions with the same most probable token."""
 
 
-EXACT = Limits(mean_kl=1e-6, top1=0.999)
+EXACT = Limits(mean_kl=1e-5, top1=0.95)
 """Sums in float32 in another order."""
 HALF = Limits(mean_kl=5e-3, top1=0.97)
 """Weights rounded once to 16 bits."""

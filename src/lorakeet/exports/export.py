@@ -67,7 +67,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
                 place=str(output),
                 fix="Nothing was left there; keep it all the same with --force",
             )
-        commands = tuple(command.format(path=output) for command in written.commands)
+        commands = tuple(_at_place(command, output, form, draft) for command in written.commands)
         exported = Exported(
             path=output,
             format=form.name,
@@ -105,6 +105,13 @@ def _check(source: Source, form: Format, output: Path, options: Options) -> None
 
 def _is_file(output: Path, form: Format) -> bool:
     return bool(form.suffix) and output.suffix == form.suffix
+
+
+def _at_place(command: str, output: Path, form: Format, draft: Path) -> str:
+    """Put the artefact's path into a command."""
+    if _is_file(output, form):
+        command = command.replace(f"{{path}}/{_files(draft)[0].name}", "{path}")
+    return command.replace("{path}", str(output))
 
 
 def record_beside(file: Path) -> Path:

@@ -6,10 +6,10 @@ data in: a name → out: a Format. To add one: write the file with its FORMAT, a
 import difflib
 
 from lorakeet.errors import ExportError
-from lorakeet.exports import hf
+from lorakeet.exports import gguf_adapter, gguf_model, hf, ollama
 from lorakeet.exports.artefact import Format
 
-FORMATS: dict[str, Format] = {found.name: found for found in (hf.FORMAT,)}
+FORMATS: dict[str, Format] = {found.name: found for found in (hf.FORMAT, gguf_model.FORMAT, gguf_adapter.FORMAT, ollama.FORMAT)}
 
 
 def find_format(name: str) -> Format:

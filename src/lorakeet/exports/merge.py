@@ -62,7 +62,7 @@ def merge(
     base_hash = weights.fingerprint(base)
     model = weights.load_model(base)
     load_adapter(model, adapter, base_hash=base_hash)
-    _check_tied(model)
+    check_tied(model)
     dtype = dtype or model.model.norm.weight.dtype
     require_space(output.parent, sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize)
     with writing(output), new_directory(output) as draft:
@@ -97,7 +97,7 @@ def merged_tensors(model: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, t
             yield name, parameter.detach().to(dtype)
 
 
-def _check_tied(model: CausalLM) -> None:
+def check_tied(model: CausalLM) -> None:
     """Refuse an update of one of two tied weights: the merged directory has only one tensor for both."""
     tied = [path for path, _ in lora_layers(model) if path in _TIED]
     if tied and model.config.tie_word_embeddings:

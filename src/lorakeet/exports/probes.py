@@ -58,6 +58,7 @@ def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
     conversations: list[Conversation] = []
     ids: list[list[int]] = []
     num_unsayable = 0
+    longest = min(MAX_TOKENS, source.config.max_position_embeddings // 2)
 
     def take(candidates: Iterable[Conversation], most: int) -> None:
         nonlocal num_unsayable
@@ -68,7 +69,7 @@ def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
                 found = encode(candidate, source.tokenizer, source.template, add_generation_prompt=True).input_ids
             except DataError:  # a role that this template has no place for
                 continue
-            if len(found) > MAX_TOKENS:
+            if len(found) > longest:
                 continue
             if found != _ids_of_text(source, candidate):
                 num_unsayable += 1
