@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := eval,gguf,loggers,optimizers,qlora,dev
+EXTRAS := eval,gguf,loggers,optimizers,qlora,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults
+.PHONY: install demo test check bench format fuzz faults docs wheel-test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,3 +44,12 @@ fuzz: install
 # Every fault thrown at training, at full size: about half an hour. One thread, since runs are forked.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(PARTS)
+
+# The site in build/site, without network; --strict fails on a broken link, anchor or page that is not in the navigation.
+docs: install
+	$(BIN)/mkdocs build --quiet --strict
+
+# Wheel and sdist, each installed in a fresh environment that borrows .venv's packages (a full install of torch takes
+# minutes; FULL=--full does it), and used to check, train and merge.
+wheel-test: install
+	$(BIN)/python -m tools.wheel_test $(FULL)
