@@ -72,9 +72,7 @@ def nanoseconds(shape: tuple[int, int]) -> dict[str, float]:
 def demo(options: argparse.Namespace) -> None:
     """Train the demo's task, and print its score."""
     from lorakeet import api
-    from lorakeet.data.prepare import demo_rows
-    from lorakeet.demo_task.scoring import score
-    from lorakeet.evaluation.generation import generate_answers, mean_scores
+    from lorakeet.demo_task.outcome import score_demo
 
     initial = True if options.init == "true" else options.init
     run = api.train(
@@ -84,16 +82,7 @@ def demo(options: argparse.Namespace) -> None:
         peft_config={"r": options.r, "lora_alpha": 2 * options.r, "init_lora_weights": initial},
         quantization_config={"load_in_4bit": options.bits == 4},
     )
-    loaded = run.load()
-    answers = generate_answers(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.template,
-        demo_rows("held_out"),
-        max_new_tokens=recipe.MAX_NEW_TOKENS,
-        metrics={api.DEMO_METRIC: lambda reference, text: float(score(reference, text))},
-    )
-    print(json.dumps({"score_after": mean_scores(answers)[api.DEMO_METRIC], **run.summary}))
+    print(json.dumps({"score_after": score_demo(run.load()).score, **run.summary}))
 
 
 def main() -> None:

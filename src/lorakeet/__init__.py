@@ -33,16 +33,20 @@ _HOME = {
     # Errors
     "LorakeetError": "lorakeet.errors",
     # The commands
-    "train": "lorakeet.api",
-    "check": "lorakeet.api",
-    "Run": "lorakeet.api",
+    **dict.fromkeys(("train", "check", "evaluate", "chat", "merge", "demo", "load", "open_run", "Run"), "lorakeet.api"),
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from lorakeet.api import Run as Run
+    from lorakeet.api import chat as chat
     from lorakeet.api import check as check
+    from lorakeet.api import demo as demo
+    from lorakeet.api import evaluate as evaluate
+    from lorakeet.api import load as load
+    from lorakeet.api import merge as merge
+    from lorakeet.api import open_run as open_run
     from lorakeet.api import train as train
     from lorakeet.config import LoraConfig as LoraConfig
     from lorakeet.errors import LorakeetError as LorakeetError

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lorakeet.lora.starts import loftq
 from lorakeet.lora.starts.loftq import BEGINNING_FILE
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
+from lorakeet.training.run import load_base
 
 CONFIG = Path(__file__).parents[2] / "configs" / "phi3_mini_qlora.yaml"
 
@@ -91,7 +93,7 @@ def test_training_equals_training_over_the_dequantised_base(trained_run, tiny_mo
     plain = tmp_path / "model"
     shutil.copytree(tiny_model_directory, plain, ignore=shutil.ignore_patterns("*.safetensors"))
     values = dict(weights.load_model(tiny_model_directory).named_parameters())
-    for path, part in api.load_base(trained_run.config).model.named_modules():
+    for path, part in load_base(trained_run.config).model.named_modules():
         if isinstance(part, QuantizedLinear):
             values[f"{path}.weight"] = part.dequantized()
     config = weights.load_model(tiny_model_directory).config
@@ -120,10 +122,10 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
     merged = last_json(capsys)
     assert merged["base_hash"] == weights.fingerprint(tiny_model_directory)
     loaded = trained_run.load()
-    given = loaded.tokenizer, loaded.template
-    trained = drift.reference_logits(loaded.model, *given)
-    base = drift.reference_logits(weights.load_model(tiny_model_directory), *given)
-    after = drift.reference_logits(weights.load_model(output), *given)
+    trained, base, after = (
+        drift.reference_logits(replace(loaded, model=model))
+        for model in (loaded.model, weights.load_model(tiny_model_directory), weights.load_model(output))
+    )
     found = drift.measure_drift(trained, after)
     assert found.mean_kl == pytest.approx(merged["drift"]["mean_kl"], rel=1e-3)
     assert 0 < found.mean_kl <= found.max_kl
@@ -133,7 +135,7 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
     for name, part in list(broken.named_modules()):
         if isinstance(part, torch.nn.Linear) and name != "lm_head":
             broken.set_submodule(name, Linear4bit.quantize(part.weight))
-    assert drift.measure_drift(trained, drift.reference_logits(broken, *given)).mean_kl > found.mean_kl
+    assert drift.measure_drift(trained, drift.reference_logits(replace(loaded, model=broken))).mean_kl > found.mean_kl
 
 
 def test_loftq_starts_nearer_resumes_to_the_bit_and_merges_without_what_it_began_with(

@@ -34,7 +34,7 @@ class Recorder:
 
     def log(self, row):
         """Keep the row."""
-        self.rows.append(row)
+        self.rows.append(row.to_dict())
 
     def close(self):
         """Do nothing."""

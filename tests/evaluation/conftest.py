@@ -1,8 +1,11 @@
 """A small adapted model that talks through a trained tokenizer, and a few conversations."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.config import LoraConfig
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.templates.template import template_for
@@ -46,20 +49,20 @@ def build_base():
 
 
 @pytest.fixture
-def base():
+def base(tokenizer, template):
     """Build the base model, the same one each time."""
-    return build_base()
+    return ChatModel(build_base(), tokenizer, template, Path())
 
 
 @pytest.fixture
-def tuned():
+def tuned(tokenizer, template):
     """Build the base model with an adapter that changes what it says."""
     model = inject(build_base(), LoraConfig(r=4, lora_dropout=0.5))
     torch.manual_seed(1)
     with torch.no_grad():
         for _, layer in lora_layers(model):
             layer.lora_B.normal_(std=0.2)
-    return model
+    return ChatModel(model, tokenizer, template, Path())
 
 
 @pytest.fixture(scope="session")

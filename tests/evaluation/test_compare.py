@@ -14,10 +14,8 @@ from lorakeet.evaluation.tables import answers_to_dicts, live_progress, print_co
 
 
 @pytest.fixture
-def evaluation(tokenizer, template, conversations):
-    return Evaluation(
-        tokenizer, template, conversations, text_metrics(["exact_match", "rouge"]), max_new_tokens=6, batch_size=4
-    )
+def evaluation(conversations):
+    return Evaluation(conversations, text_metrics(["exact_match", "rouge"]), max_new_tokens=6, batch_size=4)
 
 
 def test_the_base_column_is_the_base_models(evaluation, base, tuned):
@@ -36,9 +34,9 @@ def test_the_base_can_be_left_out(evaluation, tuned):
     assert to_dict(comparison)["base"] is None
 
 
-def test_loss_alone_generates_nothing(tokenizer, template, conversations, tuned, monkeypatch):
+def test_loss_alone_generates_nothing(conversations, tuned, monkeypatch):
     monkeypatch.setattr("lorakeet.evaluation.compare.generate_answers", lambda *_, **__: pytest.fail("generated"))
-    comparison = Evaluation(tokenizer, template, conversations, {}).compare(tuned)
+    comparison = Evaluation(conversations, {}).compare(tuned)
     assert list(comparison.tuned.numbers) == ["loss", "perplexity"]
     assert answers_to_dicts(comparison) == []
 
@@ -89,9 +87,9 @@ def test_answers_are_readable_in_80_columns(evaluation, tuned):
     assert lines[-2:] == [" " * 11 + "x" * 69, " " * 11 + "x" * 21]
 
 
-def test_rejects_no_rows_at_all(tokenizer, template):
+def test_rejects_no_rows_at_all():
     with pytest.raises(DataError, match="E-DATA-28"):
-        Evaluation(tokenizer, template, [], {})
+        Evaluation([], {})
 
 
 def test_progress_tells_of_every_part(evaluation, tuned):

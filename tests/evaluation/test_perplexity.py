@@ -11,6 +11,12 @@ from lorakeet.evaluation.perplexity import evaluate_loss
 
 
 @pytest.fixture
+def tuned(tuned):
+    """The decoder alone."""
+    return tuned.model
+
+
+@pytest.fixture
 def examples(conversations, tokenizer, template):
     return encode_many(conversations, tokenizer, template)
 

@@ -17,7 +17,7 @@ PHASES = {
     "evaluation": "lorakeet.training.loop:evaluate_loss",
     "training": "lorakeet.training.loop:packed_loss",
     "saving": "lorakeet.rundir.checkpoint:_compare",
-    "the adapter": "lorakeet.api:save_adapter",
+    "the adapter": "lorakeet.training.run:save_adapter",
 }
 """What is slowed down so that a signal meets it."""
 MOST_SECONDS = 30

@@ -45,7 +45,7 @@ class Recorder:
         self.trainer, self.rows, self.rates = trainer, [], []
 
     def step(self, row):
-        self.rows.append(row)
+        self.rows.append(row.to_dict())
         self.rates.append(self.trainer.optimizer.param_groups[0]["lr"])
 
     def log(self, row):

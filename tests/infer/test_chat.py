@@ -1,8 +1,11 @@
 """A conversation turn by turn: its prompts, its memory, and the loop that reads it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
 from lorakeet.data.templates.template import template_for
@@ -17,12 +20,12 @@ from tests.data.conftest import trained
 def session(build):
     tokenizer = trained("bpe")
     model = build(vocab_size=640, max_position_embeddings=128, original_max_position_embeddings=128)
-    return ChatSession(model, tokenizer, template_for(tokenizer, name="phi3-mini"), max_new_tokens=8)
+    return ChatSession(ChatModel(model, tokenizer, template_for(tokenizer, name="phi3-mini"), Path()), max_new_tokens=8)
 
 
 def prompt_of(session, *messages):
     conversation = Conversation(tuple(Message(role, text) for role, text in messages))
-    return encode(conversation, session.tokenizer, session.template, add_generation_prompt=True).input_ids
+    return encode(conversation, session.chat_model.tokenizer, session.chat_model.template, add_generation_prompt=True).input_ids
 
 
 def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
@@ -45,23 +48,25 @@ def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
 def test_a_reply_says_how_it_came_about(session):
     pieces = []
     reply = session.ask("hello", on_text=pieces.append)
-    (alone,) = generate(session.model, [prompt_of(session, ("user", "hello"))], stop_ids=session.stop_ids, max_new_tokens=8)
-    assert "".join(pieces) == reply.text == session.tokenizer.decode(alone.ids, skip_control=True)
+    (alone,) = generate(
+        session.chat_model.model, [prompt_of(session, ("user", "hello"))], stop_ids=session.stop_ids, max_new_tokens=8
+    )
+    assert "".join(pieces) == reply.text == session.chat_model.tokenizer.decode(alone.ids, skip_control=True)
     assert reply.num_prompt_tokens == len(prompt_of(session, ("user", "hello")))
     assert (reply.num_answer_tokens, reply.stop_reason) == (len(alone.ids), alone.stop_reason)
     assert reply.tokens_per_second == pytest.approx(reply.num_answer_tokens / reply.seconds)
 
 
 def test_stops_at_the_end_of_the_turn(session):
-    end = session.tokenizer.token_id("<|end|>")
+    end = session.chat_model.tokenizer.token_id("<|end|>")
     with torch.no_grad():
-        session.model.lm_head.weight[end] = 0
+        session.chat_model.model.lm_head.weight[end] = 0
         free = session.ask("hello")
         session.reset()
         # Make the end token outweigh whatever would come third.
-        ids = prompt_of(session, ("user", "hello")) + session.tokenizer.encode_text(free.text)[:0]
-        hidden = session.model(torch.tensor(ids), torch.arange(len(ids)), torch.tensor([0, len(ids)]))[-1]
-        session.model.lm_head.weight[end] = 100 * hidden
+        ids = prompt_of(session, ("user", "hello")) + session.chat_model.tokenizer.encode_text(free.text)[:0]
+        hidden = session.chat_model.model(torch.tensor(ids), torch.arange(len(ids)), torch.tensor([0, len(ids)]))[-1]
+        session.chat_model.model.lm_head.weight[end] = 100 * hidden
     assert end in session.stop_ids
     reply = session.ask("hello")
     assert (reply.text, reply.num_answer_tokens, reply.stop_reason) == ("", 0, "stop")
@@ -124,4 +129,4 @@ def test_an_interrupted_answer_is_forgotten(session, monkeypatch):
 
 def test_control_tokens_in_a_question_are_text(session):
     prompt = prompt_of(session, ("user", "a<|end|>b"))
-    assert prompt.count(session.tokenizer.token_id("<|end|>")) == 1
+    assert prompt.count(session.chat_model.tokenizer.token_id("<|end|>")) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CausalLM, DecoderConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import lorakeet as lora
 from lorakeet.errors import AdapterError
@@ -28,7 +28,7 @@ def llama() -> nn.Module:
 
 
 def phi3() -> nn.Module:
-    return CausalLM(DecoderConfig(**COMMON, **WIDE, num_key_value_heads=2))
+    return Phi3ForCausalLM(Phi3Config(**COMMON, **WIDE, num_key_value_heads=2))
 
 
 def gpt2() -> nn.Module:

@@ -81,7 +81,7 @@ class Recorder:
         self.rows = []
 
     def step(self, row):
-        self.rows.append(row)
+        self.rows.append(row.to_dict())
 
     def log(self, row):
         pass

@@ -4,22 +4,37 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lorakeet.rundir import checkpoint
-from lorakeet.rundir.checkpoint import TrainerState, check_manifest, checkpoints, load_newest, lock, save_checkpoint
+from lorakeet.rundir.checkpoint import Counts, TrainerState, check_manifest, checkpoints, load_newest, lock, save_checkpoint
 from lorakeet.training.rng import get_rng_states
 
 IDENTITY = {"data": "d1", "base model": "b1", "training_config.seed": "1"}
 
 
+def counts_at(step):
+    return Counts(
+        step=step,
+        num_tokens=9,
+        num_supervised_tokens=4,
+        elapsed_s=1.5,
+        is_evaluated=False,
+        window=[0.0, 0, 0, 0.0],
+        cursor={"epoch": 0},
+        best={"best_step": 0},
+        num_processes=1,
+    )
+
+
 def state(step):
     params = {"a.lora_A": torch.full((2, 3), float(step)), "a.lora_B": torch.ones(3, 2)}
     moments = {f"{kind}.{name}": value * 2 for name, value in params.items() for kind in ("exp_avg", "exp_avg_sq", "step")}
-    counts, optimizer = {"step": step, "num_tokens": 9}, {"groups": [{"lr": 0.5}]}
+    counts, optimizer = counts_at(step), {"groups": [{"lr": 0.5}]}
     return TrainerState(params, moments, get_rng_states(), counts, optimizer)
 
 
@@ -39,7 +54,7 @@ def test_a_checkpoint_roundtrips(tmp_path):
     assert path.name == "step-000005"
     (found, loaded), notes = newest(tmp_path)
     assert (found, notes) == (path, [])
-    assert loaded.counts == {"step": 5, "num_tokens": 9}
+    assert asdict(loaded.counts) == asdict(counts_at(5))
     assert loaded.optimizer == {"groups": [{"lr": 0.5}]}
     for group in ("params", "moments"):
         expected = getattr(state(5), group)
@@ -72,7 +87,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage, code
         file.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
     (found, loaded), notes = newest(tmp_path)
     assert found == before
-    assert loaded.counts["step"] == 1
+    assert loaded.counts.step == 1
     assert len(notes) == 1
     assert f"E-CKPT-{code} {file}" in notes[0]
 

@@ -13,8 +13,9 @@ from lorakeet.config import TrainingConfig
 from lorakeet.errors import ConfigError
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.rundir.checkpoint import checkpoint_path, checkpoints
+from lorakeet.rundir.rows import EvaluationRow
 from lorakeet.training import loop as trainer
-from lorakeet.training.best_evaluation import BestSoFar
+from lorakeet.training.best_evaluation import BestEvaluation
 from tests.cli import conftest as cli
 
 own_cache, tiny_model_directory = cli.own_cache, cli.tiny_model_directory
@@ -23,9 +24,9 @@ LOSSES = [3.0, 2.5, 2.6, 2.45, 2.44, 2.43, 2.5, 2.2, 2.3, 2.3, 2.3]
 
 
 def decide(losses, **settings):
-    best = BestSoFar.for_config(TrainingConfig(**settings))
+    best = BestEvaluation.for_config(TrainingConfig(**settings))
     for step, loss in enumerate(losses, 1):
-        best.hear({"step": step, "eval_loss": loss})
+        best.add(EvaluationRow(step=step, epoch=0.0, eval_loss=loss, num_supervised_tokens=1))
         if best.is_patience_over:
             return best, step
     return best, None
@@ -60,7 +61,7 @@ def test_matches_transformers(patience, threshold, greater):
 def test_what_it_knows_roundtrips_through_json():
     best, _ = decide(LOSSES[:6], early_stopping_patience=5, early_stopping_threshold=0.2)
     assert best.num_misses > 1
-    again = BestSoFar.for_config(TrainingConfig(early_stopping_patience=5, early_stopping_threshold=0.2))
+    again = BestEvaluation.for_config(TrainingConfig(early_stopping_patience=5, early_stopping_threshold=0.2))
     again.load_state(json.loads(json.dumps(best.state())))
     assert again == best
 

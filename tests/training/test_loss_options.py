@@ -1,6 +1,7 @@
 """Label smoothing, NEFTune and clipping as the loop applies them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ def grads(model):
 def test_smoothed_training_matches_pytorchs_loss_over_whole_logits(make_model, examples):
     model = make_model()
     batch = pack(examples[:4])
-    outcome = train_step(model, [batch], build_optimizer(model, settings()), 0, label_smoothing=0.2)
+    outcome = train_step(
+        model, [batch], build_optimizer(model, settings()), 0, objective=partial(packed_loss, label_smoothing=0.2)
+    )
     found = {name: grad.clone() for name, grad in grads(model).items()}
     truth = make_model()
     hidden = truth(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens)[batch.supervised_S]
@@ -45,7 +48,7 @@ def test_evaluation_neither_smooths_nor_adds_noise(make_model, examples):
     class Recorder:
         def step(self, row): ...
         def log(self, row):
-            rows.append(row)
+            rows.append(row.to_dict())
 
         def close(self): ...
 

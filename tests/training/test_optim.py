@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import CausalLM, DecoderConfig, Trainer, TrainingArguments
+from transformers import Phi3Config, Phi3ForCausalLM, Trainer, TrainingArguments
 
 from lorakeet.config import TrainingConfig
 from lorakeet.errors import ConfigError, MissingExtraError
@@ -164,8 +164,8 @@ def test_other_optimizers_use_the_weights_they_train(make_model, examples):
 def test_loraplus_groups_are_those_of_peft(make_model):
     """A and B of every layer, and a norm that trains along, learn as fast as PEFT has them learn."""
     torch.manual_seed(0)
-    tiny = CausalLM(
-        DecoderConfig(
+    tiny = Phi3ForCausalLM(
+        Phi3Config(
             vocab_size=61,
             hidden_size=32,
             intermediate_size=48,

@@ -12,15 +12,18 @@ import pytest
 
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError, MissingExtraError
+from lorakeet.rundir.metrics_file import JsonlReporter
+from lorakeet.rundir.rows import EvaluationRow, StepRow
 from lorakeet.training import services as reporters
-from lorakeet.training.reporting import JsonlReporter, Reporters
+from lorakeet.training.reporting import Reporters
 from lorakeet.training.services import metrics_of, open_reporters, services, without_secrets
 
+REST = {"num_tokens": 9, "num_supervised_tokens": 4, "tokens_per_second": 8.0, "elapsed_s": 1.0, "peak_memory_bytes": 7}
 ROWS = [
-    {"step": 2, "epoch": 0.5, "eval_loss": 2.5, "num_supervised_tokens": 11},
-    {"step": 2, "epoch": 0.5, "loss": 1.5, "grad_norm": 0.25, "learning_rate": 1e-3, "seconds_left": 3.0},
-    {"step": 3, "epoch": 0.75, "loss": 1.25, "grad_norm": 0.5, "learning_rate": 5e-4, "seconds_left": 1.0},
-    {"step": 4, "epoch": 1.0, "loss": 1.125, "grad_norm": 0.5, "learning_rate": 0.0, "seconds_left": 0.0},
+    EvaluationRow(step=2, epoch=0.5, eval_loss=2.5, num_supervised_tokens=11),
+    StepRow(step=2, epoch=0.5, loss=1.5, grad_norm=0.25, learning_rate=1e-3, seconds_left=3.0, **REST),
+    StepRow(step=3, epoch=0.75, loss=1.25, grad_norm=0.5, learning_rate=5e-4, seconds_left=1.0, **REST),
+    StepRow(step=4, epoch=1.0, loss=1.125, grad_norm=0.5, learning_rate=0.0, seconds_left=0.0, **REST),
 ]
 TRAIN_LOSSES = {2: 1.5, 3: 1.25, 4: 1.125}
 CANARY = "canary-0123456789"
@@ -45,6 +48,7 @@ import json, sys
 from pathlib import Path
 from lorakeet.config import RunConfig
 from lorakeet.training.reporting import Reporters
+from lorakeet.rundir.rows import metrics_row
 from lorakeet.training.services import open_reporters
 import logging
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -52,13 +56,13 @@ config, run, rows, first = json.loads(sys.argv[1])
 opened = open_reporters(RunConfig(**config), Path(run), first)
 with Reporters(*opened) as together:
     for row in rows:
-        together.log(row)
+        together.log(metrics_row(row))
 """
 
 
 def report(run, names, rows, first=0):
     """Report from a process of its own, as a run does, with the network cut off where the system lets us."""
-    arguments = json.dumps([config(report_to=names).model_dump(mode="json"), str(run), rows, first])
+    arguments = json.dumps([config(report_to=names).model_dump(mode="json"), str(run), [row.to_dict() for row in rows], first])
     cut = ["unshare", "-rn"] if _can_unshare() else []
     done = subprocess.run(
         [*cut, sys.executable, "-c", SCRIPT, arguments], capture_output=True, text=True, check=False, timeout=120
@@ -302,4 +306,5 @@ def test_wandb_goes_online_only_with_a_login(offline, monkeypatch):
 
 def test_metrics_are_named_as_transformers_names_them():
     assert metrics_of(ROWS[0]) == {"eval/epoch": 0.5, "eval/loss": 2.5, "eval/num_supervised_tokens": 11.0}
-    assert list(metrics_of(ROWS[1])) == ["train/epoch", "train/loss", "train/grad_norm", "train/learning_rate"]
+    assert list(metrics_of(ROWS[1]))[:4] == ["train/epoch", "train/loss", "train/grad_norm", "train/learning_rate"]
+    assert "train/seconds_left" not in metrics_of(ROWS[1])

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from lorakeet import api
 from lorakeet.errors import ConfigError
-from lorakeet.training.samples import SampleConsoleReporter
+from lorakeet.rundir.rows import SampleRow
+from lorakeet.training.reporting import ConsoleReporter
 from tests.cli import conftest as cli
 
 own_cache, tiny_model_directory = cli.own_cache, cli.tiny_model_directory
@@ -81,13 +82,13 @@ def test_prompts_are_answered_as_chat_answers_them_and_resuming_repeats_no_row(t
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_before_training(train):
-    with pytest.raises(ConfigError, match=r"E-CFG-44 sample_prompts\[1\] has \d+ tokens"):
+    with pytest.raises(ConfigError, match=r"E-CFG-44 sample_prompts\[1\] the prompt has \d+ tokens"):
         train("long", sample_prompts=["hi", "fox " * 500])
 
 
 def test_the_console_shows_what_was_written_as_it_is(capsys):
-    shown = SampleConsoleReporter(Console(width=200))
-    shown.log({"step": 4, "prompt": "[red]a\nb[/x]", "text": "y" * 400, "reference": "z", "stop_reason": "stop"})
+    shown = ConsoleReporter(8, console=Console(width=200))
+    shown.log(SampleRow(step=4, place="", prompt="[red]a\nb[/x]", text="y" * 400, reference="z", stop_reason="stop"))
     assert capsys.readouterr().out.splitlines() == [
         "step     4  prompt    [red]a b[/x]",
         f"            answer    {'y' * 299}…",

@@ -23,7 +23,7 @@ class Recorder:
         pass
 
     def log(self, row):
-        self.rows.append(row)
+        self.rows.append(row.to_dict())
 
     def close(self):
         pass

@@ -32,21 +32,21 @@ def command(
     sampling = Sampling(temperature, top_p, top_k, seed)
     if as_json and prompt is None:
         raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
-    loaded = api.load(run)
-    session = loaded.chat(system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    session = api.chat(run, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
     if prompt is None:
         run_chat(session, _read, _write, _note)
         return
     reply = session.ask(prompt, on_text=None if as_json else _write)
     if as_json:
+        opened = api.run_of(run)
         result = {
             "answer": reply.text,
             "prompt_tokens": reply.num_prompt_tokens,
             "answer_tokens": reply.num_answer_tokens,
             "stop_reason": reply.stop_reason,
             "tokens_per_second": round(reply.tokens_per_second, 2),
-            "model": str(loaded.directory),
-            "run_dir": str(loaded.run.directory) if loaded.run is not None else None,
+            "model": str(session.chat_model.directory),
+            "run_dir": str(opened.directory) if opened is not None else None,
         }
         print(json.dumps(result))
     else:

@@ -21,19 +21,20 @@ def command(
     from rich.text import Text
 
     from lorakeet import api
+    from lorakeet.demo_task.outcome import DEMO_METRIC
 
     progress = Console(stderr=True)
     outcome = api.demo(output, say=lambda text: progress.print(text, highlight=False, soft_wrap=True))
     out = Console(soft_wrap=True, highlight=False)
-    for before, after in api.telling_pairs(outcome, NUM_EXAMPLES):
+    for before, after in outcome.telling_pairs(NUM_EXAMPLES):
         shown = " ".join(before.text.split())
-        colour = "green" if after.scores[api.DEMO_METRIC] else "red"
+        colour = "green" if after.scores[DEMO_METRIC] else "red"
         out.print(Text("request   ", style="bold") + Text(before.prompt))
         out.print(Text("before    ") + Text(shown if len(shown) <= 100 else shown[:97] + "...", style="dim"))
         out.print(Text("after     ") + Text(after.text, style=colour))
         out.print(Text("expected  ") + Text(after.reference) + "\n")
     out.print(
-        f"Score on held-out requests: {outcome.score_before:.1%} before, {outcome.score_after:.1%} after training.\n\n"
+        f"Score on held-out requests: {outcome.before.score:.1%} before, {outcome.after.score:.1%} after training.\n\n"
         f"Talk to it:       lorakeet chat {outcome.run.directory}\n"
         f"Your own data:    lorakeet check phi3-mini chats.jsonl\n"
         f"                  lorakeet train phi3-mini chats.jsonl"

@@ -7,16 +7,14 @@ The base model is the tuned one with its adapter switched off, so that nothing b
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.encode import Learn, encode_many
-from lorakeet.data.templates.template import Template
-from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.evaluation.metrics import Metric
 from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
 from lorakeet.lora.disable import disabled_adapters
-from lorakeet.models.decoder import CausalLM
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being done, how much is done, how much there is)."""
@@ -49,10 +47,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to measure, on what; call it with a model."""
+    """What to measure, on which conversations."""
 
-    tokenizer: Tokenizer
-    template: Template
     conversations: Sequence[Conversation]
     metrics: Mapping[str, Metric]
     with_loss: bool = True
@@ -65,19 +61,19 @@ class Evaluation:
         if not self.conversations:
             raise DataError("E-DATA-28", "0 conversations to evaluate", fix="Name held-out data")
 
-    def measure(self, model: CausalLM, name: str = "model") -> Measurement:
-        """Measure one model; `name` tells progress which."""
+    def measure(self, chat_model: ChatModel, name: str = "model") -> Measurement:
+        """Measure one model; `name` stands in the progress."""
         loss = None
         if self.with_loss:
-            examples = encode_many(self.conversations, self.tokenizer, self.template, learn=self.learn)
-            self._check_lengths(model, [len(example.input_ids) for example in examples])
-            loss = evaluate_loss(model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}"))
+            examples = encode_many(self.conversations, chat_model.tokenizer, chat_model.template, learn=self.learn)
+            self._check_lengths(chat_model.context, [len(example.input_ids) for example in examples])
+            loss = evaluate_loss(
+                chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}")
+            )
         if not self.metrics:
             return Measurement(loss, {})
         answers = generate_answers(
-            model,
-            self.tokenizer,
-            self.template,
+            chat_model,
             self.conversations,
             max_new_tokens=self.max_new_tokens,
             metrics=self.metrics,
@@ -85,16 +81,15 @@ class Evaluation:
         )
         return Measurement(loss, mean_scores(answers), answers)
 
-    def compare(self, model: CausalLM, *, with_base: bool = True) -> Comparison:
-        """Measure a model with its adapter, and without it where `with_base` says so."""
+    def compare(self, chat_model: ChatModel, *, with_base: bool = True) -> Comparison:
+        """Measure a model with its adapter, and without it if `with_base`."""
         base = None
         if with_base:
-            with disabled_adapters(model):
-                base = self.measure(model, "base")
-        return Comparison(self.measure(model, "tuned"), base, len(self.conversations))
+            with disabled_adapters(chat_model.model):
+                base = self.measure(chat_model, "base")
+        return Comparison(self.measure(chat_model, "tuned"), base, len(self.conversations))
 
-    def _check_lengths(self, model: CausalLM, lengths: Sequence[int]) -> None:
-        context = model.config.max_position_embeddings
+    def _check_lengths(self, context: int, lengths: Sequence[int]) -> None:
         for conversation, length in zip(self.conversations, lengths, strict=True):
             if length > context:
                 raise DataError(

@@ -7,14 +7,13 @@ model generates from everything before it, with scores. Greedy, in batches, by t
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
-from lorakeet.data.encode import encode_many
 from lorakeet.data.templates.template import Template
-from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 from lorakeet.evaluation.metrics import Metric
-from lorakeet.infer.engine import StopReason, generate
-from lorakeet.models.decoder import CausalLM
+from lorakeet.infer.answers import answer_prompts, encode_prompts
+from lorakeet.infer.engine import StopReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,48 +31,32 @@ class Answer:
 
 
 def generate_answers(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    template: Template,
+    chat_model: ChatModel,
     conversations: Sequence[Conversation],
     *,
     max_new_tokens: int,
     metrics: Mapping[str, Metric] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """Answer every conversation's last assistant turn anew.
+    """Answer every conversation's last assistant turn anew, greedily.
 
     Args:
-        on_progress: told (tokens generated, most that can be) as tokens come.
+        on_progress: called with (tokens generated, most that can be) as tokens come.
     Raises: DataError if a conversation has no assistant turn, or its prompt does not fit the model's context.
     """
     questions = [question_of(conversation) for conversation in conversations]
-    examples = encode_many(questions, tokenizer, template, add_generation_prompt=True)
-    context = model.config.max_position_embeddings
-    for example in examples:
-        if len(example.input_ids) >= context:
-            raise DataError(
-                "E-DATA-27",
-                f"the prompt has {len(example.input_ids)} tokens; the model's context holds {context}",
-                place=example.place,
-                fix="Shorten or remove the row",
-            )
-    generations = generate(
-        model,
-        [example.input_ids for example in examples],
-        stop_ids=tokenizer.stop_ids,
-        max_new_tokens=max_new_tokens,
-        on_token=_counter(on_progress, max_new_tokens * len(examples)),
-    )
+    prompts = encode_prompts(chat_model, questions)
+    count = _counter(on_progress, max_new_tokens * len(prompts))
+    generated = answer_prompts(chat_model, prompts, max_new_tokens=max_new_tokens, on_token=count)
     answers = [
         Answer(
             place=conversation.place,
-            prompt=question.messages[-1].content if question.messages else "",
-            reference=reference_of(conversation, template),
-            text=tokenizer.decode(generation.ids, skip_control=True),
-            stop_reason=generation.stop_reason,
+            prompt=last_text(question),
+            reference=reference_of(conversation, chat_model.template),
+            text=one.text,
+            stop_reason=one.stop_reason,
         )
-        for conversation, question, generation in zip(conversations, questions, generations, strict=True)
+        for conversation, question, one in zip(conversations, questions, generated, strict=True)
     ]
     return [_scored(answer, metrics or {}) for answer in answers]
 
@@ -98,7 +81,13 @@ def _last_answer(conversation: Conversation) -> int:
 
 
 def question_of(conversation: Conversation) -> Conversation:
+    """Return the conversation up to its last answer."""
     return replace(conversation, messages=conversation.messages[: _last_answer(conversation)])
+
+
+def last_text(question: Conversation) -> str:
+    """Return what was said last, as the prompt to show."""
+    return question.messages[-1].content if question.messages else ""
 
 
 def reference_of(conversation: Conversation, template: Template) -> str:

@@ -34,7 +34,7 @@ class EvalLoss:
 def evaluate_loss(
     model: CausalLM, examples: Sequence[Example], *, batch_size: int = 8, on_progress: Callable[[int, int], None] | None = None
 ) -> EvalLoss:
-    """Compute the loss of `examples`, in evaluation mode; `on_progress` is told (rows done, rows in all).
+    """Compute the loss of `examples`, in evaluation mode; `on_progress` is called with (rows done, rows in all).
 
     Several processes share the rows and all get the result. Each makes as many passes as the first one, since they
     may hold parts of one model: one that is out of rows repeats a row, which does not count.

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode_many
-from lorakeet.data.templates.template import Template
-from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.models.decoder import CausalLM
 
 PROMPTS = (
@@ -36,11 +35,11 @@ class Drift:
     num_tokens: int
 
 
-def reference_logits(model: CausalLM, tokenizer: Tokenizer, template: Template) -> torch.Tensor:
+def reference_logits(chat_model: ChatModel) -> torch.Tensor:
     """Compute the logits of a model on a few fixed exchanges, (tokens, vocabulary), float32."""
     rows = [Conversation((Message("user", q), Message("assistant", a))) for q, a in PROMPTS]
-    encoded = [row.input_ids for row in encode_many(rows, tokenizer, template)]
-    return torch.cat([_logits(model, ids) for ids in encoded])
+    encoded = [row.input_ids for row in encode_many(rows, chat_model.tokenizer, chat_model.template)]
+    return torch.cat([_logits(chat_model.model, ids) for ids in encoded])
 
 
 def _logits(model: CausalLM, ids: Sequence[int]) -> torch.Tensor:

@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
-from lorakeet.data.templates.template import Template
-from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import LorakeetError
 from lorakeet.infer.engine import StopReason, generate
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.infer.text_stream import TextStream
-from lorakeet.models.decoder import CausalLM
 
 HELP = """/system TEXT  begin again with this system prompt; without TEXT, with none
 /reset        forget the conversation, keep the system prompt
@@ -46,9 +44,7 @@ class Reply:
 class ChatSession:
     """A conversation that grows with every question; `messages` is what has been said after the system prompt."""
 
-    model: CausalLM
-    tokenizer: Tokenizer
-    template: Template
+    chat_model: ChatModel
     system: str | None = None
     max_new_tokens: int = 512
     sampling: Sampling = GREEDY
@@ -57,7 +53,7 @@ class ChatSession:
     @property
     def stop_ids(self) -> Collection[int]:
         """The ids that end an answer."""
-        return self.tokenizer.stop_ids
+        return self.chat_model.tokenizer.stop_ids
 
     def reset(self, system: str | None = None) -> None:
         """Forget what has been said, and open the conversation with `system`."""
@@ -72,8 +68,8 @@ class ChatSession:
         question = Message("user", text)
         opening = [Message("system", self.system)] if self.system is not None else []
         conversation = Conversation((*opening, *self.messages, question), place="chat")
-        prompt = encode(conversation, self.tokenizer, self.template, add_generation_prompt=True).input_ids
-        stream = TextStream(self.tokenizer)
+        prompt = encode(conversation, self.chat_model.tokenizer, self.chat_model.template, add_generation_prompt=True).input_ids
+        stream = TextStream(self.chat_model.tokenizer)
         pieces: list[str] = []
 
         def tell(piece: str) -> None:
@@ -85,7 +81,7 @@ class ChatSession:
         # One answer does not pay for a compilation, which would keep the first token waiting for seconds.
         with torch.compiler.set_stance("force_eager"):
             (generation,) = generate(
-                self.model,
+                self.chat_model.model,
                 [prompt],
                 stop_ids=self.stop_ids,
                 max_new_tokens=self.max_new_tokens,

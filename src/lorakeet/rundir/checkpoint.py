@@ -13,9 +13,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,34 @@ from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from lorakeet.files import durable
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import read_tensors, write_tensors
+from lorakeet.rundir.identity import default_of
 
 FORMAT = 1
 MANIFEST, VALUES = "manifest.json", "state.json"
 _TENSOR_FILES = ("params", "moments", "rng")
-_VALUES = ("counts", "optimizer")
 _FILES = (VALUES, *(f"{name}.safetensors" for name in _TENSOR_FILES))
 _DATA_KEYS = ("data", "held-out data")
 _FEWEST = 2  # checkpoints kept: one alone could be damaged
 _SHOWN = 12  # characters of a hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How far a run is, and the sums that its next row of metrics needs."""
+
+    step: int
+    num_tokens: int
+    num_supervised_tokens: int
+    elapsed_s: float
+    is_evaluated: bool
+    """Whether this step's evaluation is done."""
+    window: tuple[float, int, int, float]
+    """Loss, supervised tokens, tokens and seconds since the last logged row."""
+    cursor: dict[str, Any]
+    """Where in the data the next step is, and a mark of the order that it follows."""
+    best: dict[str, float]
+    """The best evaluation so far."""
+    num_processes: int
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,7 @@ class TrainerState:
     """The optimizer's tensors, as `training.state` names them."""
     rng: dict[str, torch.Tensor]
     """States of all random generators."""
-    counts: dict[str, Any]
-    """The run's place and sums: step, num_tokens and so on."""
+    counts: Counts
     optimizer: dict[str, Any]
     """What else the optimizer keeps: its parameter groups and plain values."""
 
@@ -93,7 +111,7 @@ def lock(run_directory: Path) -> Iterator[None]:
 
 
 def save_checkpoint(
-    run_directory: Path, state: TrainerState, identity: dict[str, str], keep: int | None, *, best_step: int | None = None
+    run_directory: Path, state: TrainerState, identity: Mapping[str, str], keep: int | None, *, best_step: int | None = None
 ) -> Path:
     """Write a checkpoint and prove that it reads back; then delete older ones.
 
@@ -104,7 +122,7 @@ def save_checkpoint(
     """
     _require_finite(state)
     root = run_directory / "checkpoints"
-    step = state.counts["step"]
+    step = state.counts.step
     target = checkpoint_path(run_directory, step)
     with durable.writing(target):
         durable.make_directory(root)
@@ -123,7 +141,7 @@ def save_checkpoint(
     return target
 
 
-def _write(draft: Path, state: TrainerState, identity: dict[str, str]) -> None:
+def _write(draft: Path, state: TrainerState, identity: Mapping[str, str]) -> None:
     """Write a checkpoint's files into `draft`, the manifest last."""
     for name in _TENSOR_FILES:
         write_tensors(draft / f"{name}.safetensors", getattr(state, name))
@@ -131,9 +149,9 @@ def _write(draft: Path, state: TrainerState, identity: dict[str, str]) -> None:
     files = [draft / name for name in _FILES]
     manifest = {
         "format": FORMAT,
-        "step": state.counts["step"],
+        "step": state.counts.step,
         "versions": versions(),
-        "identity": identity,
+        "identity": dict(identity),
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files},
     }
     durable.write_file(draft / MANIFEST, _manifest_text(manifest).encode())
@@ -157,7 +175,7 @@ def _compare(draft: Path, state: TrainerState) -> None:
 
 
 def _values_text(state: TrainerState) -> str:
-    return json.dumps({name: getattr(state, name) for name in _VALUES}, indent=1)
+    return json.dumps({"counts": asdict(state.counts), "optimizer": state.optimizer}, indent=1)
 
 
 def _reads_otherwise(file: Path) -> CheckpointError:
@@ -176,7 +194,7 @@ def _require_finite(state: TrainerState) -> None:
                 raise TrainingError(
                     "E-TRAIN-15",
                     f"{name} holds NaN or infinity, and is not saved",
-                    place=f"step {state.counts['step']}",
+                    place=f"step {state.counts.step}",
                     fix="Lower learning_rate and resume from the last checkpoint",
                 )
 
@@ -197,8 +215,10 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_newest(run_directory: Path, identity: dict[str, str], note: Callable[[str], None]) -> tuple[Path, TrainerState] | None:
-    """Load the newest valid checkpoint, telling `note` of each one passed over; None where the run has none at all.
+def load_newest(
+    run_directory: Path, identity: Mapping[str, str], note: Callable[[str], None]
+) -> tuple[Path, TrainerState] | None:
+    """Load the newest valid checkpoint, calling `note` for each one passed over; None if the run has none at all.
 
     Raises: CheckpointError if checkpoints exist but none is valid, or where it belongs to another `identity`;
     DataError if the data is not the one it was made with.
@@ -245,9 +265,10 @@ def num_to_come(run_directory: Path) -> int:
     return max(1, _FEWEST + 1 - len(checkpoints(run_directory)))
 
 
-def _require_identity(path: Path, then: dict[str, str], now: dict[str, str]) -> None:
+def _require_identity(path: Path, then: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
     """Refuse a checkpoint of another run than this one, naming what differs."""
-    differing = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    then, now = ({key: side.get(key, default_of(key)) for key in now.keys() | then.keys()} for side in (then, now))
+    differing = sorted(key for key in now if now[key] != then[key])
     fix = "with what the run began with, or start a new run"
     for key in set(differing).intersection(_DATA_KEYS):
         hashes = f"its hash is {str(now.get(key))[:_SHOWN]}, was {str(then.get(key))[:_SHOWN]}"
@@ -339,4 +360,4 @@ def _read(path: Path) -> TrainerState:
     """Read the state that a checkpoint holds."""
     tensors = {name: read_tensors(path / f"{name}.safetensors", CheckpointError)[0] for name in _TENSOR_FILES}
     values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    return TrainerState(**tensors, **{name: values[name] for name in _VALUES})
+    return TrainerState(**tensors, counts=Counts(**values["counts"]), optimizer=values["optimizer"])

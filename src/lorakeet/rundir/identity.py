@@ -1,16 +1,27 @@
 """What must stay the same for a resumed run to end as if it had never stopped.
 
-configuration, data, base model → out: a text for each such thing; checkpoints keep them and compare.
+configuration, data, base model → out: an Identity, which every checkpoint keeps as names and texts and which a resumed
+run is compared with.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
 
 from lorakeet import dist
-from lorakeet.config import RunConfig
+from lorakeet.config import LoraConfig, QuantizationConfig, RunConfig, TrainingConfig
+from lorakeet.data.conversation import Example
 from lorakeet.data.prepare import PreparedData
 
-# What may change between the parts of a resumed run without changing what is learned.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "training_config": TrainingConfig,
+    "peft_config": LoraConfig,
+    "quantization_config": QuantizationConfig,
+}
+# What may change between the parts of a resumed run without changing what is trained.
 _FREE_KEYS = {
     "output_dir",
     "run_name",
@@ -33,19 +44,57 @@ _FREE_KEYS = {
 }
 
 
-def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> dict[str, str]:
-    """Name everything that must stay the same for a resumed run to end as if it had never stopped."""
-    identity = {"base model": base_hash, "dtype": dtype}
-    for name, examples in (("data", data.train.examples), ("held-out data", data.held_out)):
-        digest = hashlib.sha256()
-        for example in examples:
-            digest.update(repr((example.input_ids, example.spans)).encode())
-        identity[name] = digest.hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Everything that decides what is trained, as hashes and texts."""
+
+    base_model: str
+    dtype: str
+    data: str
+    held_out_data: str
+    rows_of_a_step: int
+    settings: dict[str, str]
+    """JSON of every configuration key that matters, by `section.key`."""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return names and texts, as checkpoints keep them."""
+        return {
+            "base model": self.base_model,
+            "dtype": self.dtype,
+            "data": self.data,
+            "held-out data": self.held_out_data,
+            "per_device_train_batch_size × gradient_accumulation_steps × processes": str(self.rows_of_a_step),
+            **self.settings,
+        }
+
+
+def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> Identity:
+    """Describe a run that is about to start or to go on."""
     settings = config.training_config
-    rows_of_a_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size()
-    identity["per_device_train_batch_size × gradient_accumulation_steps × processes"] = str(rows_of_a_step)
-    for section in ("training_config", "peft_config", "quantization_config"):
-        for key, value in getattr(config, section).model_dump(mode="json").items():
-            if key not in _FREE_KEYS:
-                identity[f"{section}.{key}"] = json.dumps(value, sort_keys=True)
-    return identity
+    return Identity(
+        base_model=base_hash,
+        dtype=dtype,
+        data=_hash(data.train.examples),
+        held_out_data=_hash(data.held_out),
+        rows_of_a_step=settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size(),
+        settings={
+            f"{section}.{key}": json.dumps(value, sort_keys=True)
+            for section in SECTIONS
+            for key, value in getattr(config, section).model_dump(mode="json").items()
+            if key not in _FREE_KEYS
+        },
+    )
+
+
+def default_of(name: str) -> str | None:
+    """Return the text of a configuration key's default: what a checkpoint means that is older than the key."""
+    section, _, key = name.partition(".")
+    field = SECTIONS[section].model_fields.get(key) if section in SECTIONS else None
+    return None if field is None else json.dumps(field.get_default(call_default_factory=True), sort_keys=True)
+
+
+def _hash(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.input_ids, example.spans)).encode())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from lorakeet.models.decoder import CausalLM
 _LAYERS = "model.layers."
 
 
-def check_coverage(model: CausalLM, config: LoraConfig) -> None:
+def check_adapted_layers(model: CausalLM, config: LoraConfig) -> None:
     """Raise TrainingError E-TRAIN-18 unless every name that is adapted is adapted in every layer that is meant."""
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
     if any("." in name for name in [*targets, *config.exclude_modules]):

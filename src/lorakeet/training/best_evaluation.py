@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from lorakeet.config import TrainingConfig
 from lorakeet.data.prepare import PreparedData
 from lorakeet.errors import ConfigError
-from lorakeet.training.reporting import Row
+from lorakeet.rundir.rows import EvaluationRow
 
 
 @dataclass
-class BestSoFar:
+class BestEvaluation:
     """Compares evaluations as transformers' Trainer and its EarlyStoppingCallback do.
 
     The best one is the best by any margin; patience is used up by those that are not better than it by more than
@@ -34,7 +34,7 @@ class BestSoFar:
     """Evaluations since the last one that was better by more than the threshold."""
 
     @classmethod
-    def for_config(cls, config: TrainingConfig) -> "BestSoFar":
+    def for_config(cls, config: TrainingConfig) -> "BestEvaluation":
         """Begin as the configuration says."""
         metric = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
         greater = config.greater_is_better
@@ -43,14 +43,14 @@ class BestSoFar:
             metric, not is_loss if greater is None else greater, config.early_stopping_patience, config.early_stopping_threshold
         )
 
-    def hear(self, row: Row) -> bool:
-        """Take in an evaluation and return whether it is the best so far."""
-        value, before = row[self.metric], self.value
+    def add(self, row: EvaluationRow) -> bool:
+        """Compare an evaluation with the best one and return whether it is the best so far."""
+        value, before = getattr(row, self.metric), self.value
         is_better = before is None or (value > before if self.greater_is_better else value < before)
         is_enough = before is None or (is_better and abs(value - before) > self.threshold)
         self.num_misses = 0 if is_enough else self.num_misses + 1
         if is_better:
-            self.value, self.step = value, row["step"]
+            self.value, self.step = value, row.step
         return is_better
 
     @property

@@ -1,22 +1,24 @@
 """The one training loop.
 
-data in: a model with adapters, examples, the training configuration → out: trained adapters in the model, and rows
-of metrics for whoever reports them. Each optimizer step is
+data in: a model with adapters, examples, the training configuration → out: trained adapters in the model, rows
+of metrics for whoever reports them, and checkpoints. Each optimizer step is
 
     micro-batches → packed streams → sum of losses / supervised tokens of the whole step → gradient → AdamW
 
 so that every supervised token of a step weighs the same, however the step is cut into micro-batches and shared by
 processes.
-Loading, saving and the command line live elsewhere.
+What surrounds the loop, from configuration to adapter, is in run.py.
 """
 
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,17 +33,28 @@ from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
 from lorakeet.machine.peak_memory import peak_memory_bytes
 from lorakeet.models.decoder import CausalLM
 from lorakeet.objectives.sft import pack_for, packed_loss
-from lorakeet.rundir.checkpoint import TrainerState
-from lorakeet.training.best_evaluation import BestSoFar
+from lorakeet.rundir.checkpoint import Counts, TrainerState, save_checkpoint
+from lorakeet.rundir.metrics_file import JsonlReporter
+from lorakeet.rundir.rows import EvaluationRow, StepRow
+from lorakeet.training.best_evaluation import BestEvaluation
 from lorakeet.training.optimizer import build_optimizer, inference_weights, set_learning_rate
 from lorakeet.training.optimizer_state import give_optimizer, give_params, take_optimizer
-from lorakeet.training.parallel import draw_apart, gather_random_states, kept_apart, same_start, set_random_states, shared
-from lorakeet.training.reporting import Reporters, Row
+from lorakeet.training.parallel import (
+    broadcast_params,
+    gather_random_states,
+    seed_process,
+    set_random_states,
+    shared,
+    without_sync,
+)
+from lorakeet.training.reporting import Reporters
 from lorakeet.training.rng import get_rng_states, set_rng_states
 from lorakeet.training.samples import Sampler
 from lorakeet.training.schedule import check_schedule, learning_rate
 from lorakeet.training.stopping import StopRequest
 
+Objective = Callable[[CausalLM, PackedBatch], torch.Tensor]
+"""What a step minimises: model, batch → sum of losses, fp32, that gradients flow back from."""
 _MARKED = 256  # units of an epoch whose order stands for that of all
 
 logger = logging.getLogger(__name__)
@@ -77,12 +90,11 @@ def train_step(
     max_grad_norm: float,
     stop: StopRequest | None = None,
     *,
-    label_smoothing: float = 0.0,
-    noise_alpha: float = 0.0,
+    objective: Objective = packed_loss,
 ) -> StepOutcome:
     """Take one optimizer step over all `batches` of all processes, weighing every supervised token the same.
 
-    `label_smoothing` and `noise_alpha` are those of `packed_loss`.
+    `objective` sums the losses of a batch, which the step divides by the supervised tokens of all.
     Raises: TrainingError if loss or gradient is not finite, KeyboardInterrupt where `stop` came before the
     gradient was whole; the parameters are then as they were.
     """
@@ -93,8 +105,8 @@ def train_step(
     loss = torch.zeros(())
     for i, batch in enumerate(batches):
         is_last = i == len(batches) - 1
-        with stop.droppable(together=True) if stop else nullcontext(), nullcontext() if is_last else kept_apart(model):
-            loss_sum = packed_loss(model, batch, label_smoothing=label_smoothing, noise_alpha=noise_alpha)
+        with stop.droppable(together=True) if stop else nullcontext(), nullcontext() if is_last else without_sync(model):
+            loss_sum = objective(model, batch)
             # A pass that only keeps company with the other processes' weighs nothing.
             share = loss_sum / (supervised if batch.num_supervised_tokens else math.inf)
             if not share.requires_grad:
@@ -117,6 +129,34 @@ def train_step(
     return outcome
 
 
+class Saver:
+    """Writes a run's checkpoints; every process calls it, the main one writes."""
+
+    def __init__(
+        self, run_directory: Path, identity: Mapping[str, str], metrics: JsonlReporter | None, keep: int | None
+    ) -> None:
+        """`metrics` is forced to disk before each checkpoint; None if this process writes nothing. `keep` is how many stay."""
+        self.run_directory, self.identity, self.metrics, self.keep = run_directory, identity, metrics, keep
+        self._saved_step: int | None = None
+
+    def save(self, trainer: "Trainer") -> None:
+        """Write a checkpoint of the trainer's step."""
+        state = trainer.state()
+        if self.metrics is not None:
+            self.metrics.sync()
+            save_checkpoint(self.run_directory, state, self.identity, self.keep, best_step=trainer.best.step)
+        dist.barrier()
+        self._saved_step = trainer.step
+
+    def save_stopped(self, trainer: "Trainer") -> None:
+        """Save where the user has stopped the run, unless that step is saved, and say how to go on."""
+        if trainer.step == 0:
+            return
+        if self._saved_step != trainer.step and trainer.step > trainer.first_step:
+            self.save(trainer)
+        logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, self.run_directory)
+
+
 class Trainer:
     """Trains a model's adapters on examples, step by step.
 
@@ -136,22 +176,24 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.train_examples, self.held_out_examples = train_examples, held_out_examples
         self.named_params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        same_start(self.named_params)
-        draw_apart(config.seed, step=0)
+        broadcast_params(self.named_params)
+        seed_process(config.seed, step=0)
         self.shared = shared(model)
         self.optimizer = build_optimizer(model, config)
         self.rows = self._fill_rows()
         num_rows = len(train_examples) if self.rows is None else len(self.rows)
         self.steps_per_epoch, self.total_steps = num_steps(config, num_rows)
         check_schedule(config, self.total_steps)
-        self.step = 0
+        self.step = self.first_step = 0
+        """Finished steps, and those that were finished when this process began."""
         self.num_tokens = 0
         self.num_supervised_tokens = 0
         self.elapsed_s = 0.0
         self.train_seconds = 0.0
         """Time of the steps of this process, without evaluations and saving."""
-        self.best = BestSoFar.for_config(config)
+        self.best = BestEvaluation.for_config(config)
         self._window = _Window()
+        self._begin = time.perf_counter()
         self._is_evaluated = False
 
     @property
@@ -166,50 +208,96 @@ class Trainer:
         return is_wanted and self.best.step == self.step
 
     def run(
-        self, reporters: Reporters, after_step: Callable[[int], None] = lambda step: None, sampler: Sampler | None = None
+        self,
+        reporters: Reporters,
+        after_step: Callable[[int], None] | None = None,
+        sampler: Sampler | None = None,
+        saver: Saver | None = None,
     ) -> None:
-        """Train from the present step until done; `after_step` hears of each finished step, `sampler` looks closer.
+        """Train from the present step until done, and save on the way.
 
-        Raises: KeyboardInterrupt where `stop` was requested; `state` then gives the last finished step.
+        Args:
+            reporters: receive every row.
+            after_step: called with each finished step, last of all.
+            sampler: answers its questions at every evaluation.
+            saver: writes the checkpoints.
+        Raises: KeyboardInterrupt if `stop` was requested; `state` then gives the last finished step, which is saved
+            unless a second signal has come.
         """
         self.model.train()
-        window = self._window
-        if not self._is_evaluated and (self.step == 0 or self._is_evaluation_due()):
-            self._evaluate(reporters, sampler)
-            if self.step > 0:  # a checkpoint came before this evaluation, and does not know of it
-                after_step(self.step)
-        if self.is_done:
-            return
-        began, first = time.perf_counter() - self.elapsed_s, self.step
-        for micro_batches in self._micro_batches():
-            start = time.perf_counter()
-            rate = learning_rate(self.step, self.total_steps, self.config)
-            set_learning_rate(self.optimizer, rate)
-            outcome = self._guarded_step(micro_batches)
-            self.step += 1
-            self._is_evaluated = False
-            self.num_tokens += outcome.num_tokens
-            self.num_supervised_tokens += outcome.num_supervised_tokens
-            seconds = time.perf_counter() - start
-            self.train_seconds += seconds
-            window.add(outcome, seconds)
-            done, left = self.step - first, self.total_steps - self.step
-            # The first step compiles; it would make the rest look longer than it is.
-            pace = window.median_seconds if done > 1 else seconds
-            self.elapsed_s = time.perf_counter() - began
-            row = self._row(window, outcome, rate, self.elapsed_s) | {"seconds_left": left * pace}
-            reporters.step(row)
-            may_be_last = self.config.early_stopping_patience is not None and self._is_evaluation_due()
-            if self.step % self.config.logging_steps == 0 or left == 0 or may_be_last:
-                reporters.log(row)
-                window.clear()
-            if self._is_evaluation_due():
+        try:
+            if self._is_evaluation_missing():
                 self._evaluate(reporters, sampler)
-            # Last, so that a checkpoint of this step never comes before the rows about it.
-            after_step(self.step)
+                # A checkpoint of this step was written before its evaluation, and does not know of it.
+                if saver is not None and self.step > 0 and self._is_save_due():
+                    saver.save(self)
             if self.is_done:
                 return
-            self.stop.check()
+            self._begin = time.perf_counter() - self.elapsed_s
+            for micro_batches in self._micro_batches():
+                row = self._next_step(micro_batches)
+                reporters.step(row)
+                if self._is_log_due():
+                    reporters.log(row)
+                    self._window.clear()
+                if self._is_evaluation_due():
+                    self._evaluate(reporters, sampler)
+                # After all rows of this step, so that a checkpoint never knows of a row that is not on disk.
+                if saver is not None and self._is_save_due():
+                    saver.save(self)
+                if after_step is not None:
+                    after_step(self.step)
+                if self.is_done:
+                    return
+                self.stop.check()
+        except KeyboardInterrupt:
+            if saver is not None and self.stop.requested and not self.stop.at_once:
+                saver.save_stopped(self)
+            raise
+
+    def _next_step(self, micro_batches: list[list[Example]]) -> StepRow:
+        """Take the next optimizer step and count it."""
+        start = time.perf_counter()
+        rate = learning_rate(self.step, self.total_steps, self.config)
+        set_learning_rate(self.optimizer, rate)
+        outcome = self._guarded_step(micro_batches)
+        self.step += 1
+        self._is_evaluated = False
+        self.num_tokens += outcome.num_tokens
+        self.num_supervised_tokens += outcome.num_supervised_tokens
+        now = time.perf_counter()
+        self.train_seconds += now - start
+        self.elapsed_s = now - self._begin
+        self._window.add(outcome, now - start)
+        return StepRow(
+            step=self.step,
+            epoch=self._epoch,
+            loss=self._window.loss,
+            grad_norm=outcome.grad_norm,
+            learning_rate=rate,
+            num_tokens=self.num_tokens,
+            num_supervised_tokens=self.num_supervised_tokens,
+            tokens_per_second=round(self._window.tokens_per_second, 1),
+            elapsed_s=round(self.elapsed_s, 3),
+            peak_memory_bytes=peak_memory_bytes(),
+            seconds_left=(self.total_steps - self.step) * self._window.pace,
+        )
+
+    @property
+    def _epoch(self) -> float:
+        return round(self.step / self.steps_per_epoch, 4)
+
+    def _is_log_due(self) -> bool:
+        """Log every so many steps, the last step, and one that an evaluation may make the last."""
+        may_be_last = self.config.early_stopping_patience is not None and self._is_evaluation_due()
+        return self.step % self.config.logging_steps == 0 or self.step == self.total_steps or may_be_last
+
+    def _is_save_due(self) -> bool:
+        return self.is_done or self.step % self.config.save_steps == 0 or self.is_at_best
+
+    def _is_evaluation_missing(self) -> bool:
+        """Evaluate before the first step, and where a run stopped between a step and its evaluation."""
+        return not self._is_evaluated and (self.step == 0 or self._is_evaluation_due())
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -219,20 +307,20 @@ class Trainer:
     def state(self) -> TrainerState:
         """Return everything that decides how training goes on, as references to the live tensors.
 
-        Every process must ask at the same time; all get the same, the random states of all included.
+        Every process must call it at the same time; all get the same, the random states of all included.
         """
         moments, values = take_optimizer(self.optimizer, self.named_params)
-        counts = {
-            "step": self.step,
-            "num_tokens": self.num_tokens,
-            "num_supervised_tokens": self.num_supervised_tokens,
-            "elapsed_s": self.elapsed_s,
-            "is_evaluated": self._is_evaluated,
-            "window": self._window.sums,
-            "cursor": self._cursor(),
-            "best": self.best.state(),
-            "num_processes": dist.world_size(),
-        }
+        counts = Counts(
+            step=self.step,
+            num_tokens=self.num_tokens,
+            num_supervised_tokens=self.num_supervised_tokens,
+            elapsed_s=self.elapsed_s,
+            is_evaluated=self._is_evaluated,
+            window=self._window.sums,
+            cursor=self._cursor(),
+            best=self.best.state(),
+            num_processes=dist.world_size(),
+        )
         params = {name: param.detach() for name, param in self.named_params.items()}
         return TrainerState(params, moments, gather_random_states(), counts, values)
 
@@ -241,24 +329,25 @@ class Trainer:
         give_params(self.named_params, state.params)
         give_optimizer(self.optimizer, self.named_params, state.moments, state.optimizer)
         counts = state.counts
-        self.step, self.num_tokens = counts["step"], counts["num_tokens"]
-        self.num_supervised_tokens, self.elapsed_s = counts["num_supervised_tokens"], counts["elapsed_s"]
-        self._is_evaluated = counts["is_evaluated"]
-        self._window.sums = counts["window"]
-        self.best.load_state(counts["best"])
-        draw_apart(self.config.seed, self.step)
+        self.step = self.first_step = counts.step
+        self.num_tokens = counts.num_tokens
+        self.num_supervised_tokens, self.elapsed_s = counts.num_supervised_tokens, counts.elapsed_s
+        self._is_evaluated = counts.is_evaluated
+        self._window.sums = counts.window
+        self.best.load_state(counts.best)
+        seed_process(self.config.seed, self.step)
         set_random_states(state.rng)
-        if counts["num_processes"] != dist.world_size():
+        if counts.num_processes != dist.world_size():
             logger.warning(
                 "%d processes go on where %d stopped: the same rows in every step, and results equal to rounding "
                 "(dropout, if any, draws anew).",
                 dist.world_size(),
-                counts["num_processes"],
+                counts.num_processes,
             )
-        if counts["cursor"] != self._cursor():
+        if counts.cursor != self._cursor():
             raise CheckpointError(
                 "E-CKPT-62",
-                f"its place in the data is {counts['cursor']}, here it would be {self._cursor()}",
+                f"its place in the data is {counts.cursor}, here it would be {self._cursor()}",
                 place=f"step {self.step}",
                 fix="Resume with what the run began with, or start a new run",
             )
@@ -308,8 +397,7 @@ class Trainer:
                 self.optimizer,
                 config.max_grad_norm,
                 self.stop,
-                label_smoothing=config.label_smoothing_factor,
-                noise_alpha=noise_alpha,
+                objective=partial(packed_loss, label_smoothing=config.label_smoothing_factor, noise_alpha=noise_alpha),
             )
         except KeyboardInterrupt:
             set_rng_states(random_states)
@@ -331,20 +419,6 @@ class Trainer:
         company = pack_for(self.model, self.train_examples[:1], is_noisy=is_noisy)
         return replace(company, num_supervised_tokens=0, num_tokens=0)
 
-    def _row(self, window: "_Window", outcome: StepOutcome, rate: float, elapsed_s: float) -> Row:
-        return {
-            "step": self.step,
-            "epoch": round(self.step / self.steps_per_epoch, 4),
-            "loss": window.loss,
-            "grad_norm": outcome.grad_norm,
-            "learning_rate": rate,
-            "num_tokens": self.num_tokens,
-            "num_supervised_tokens": self.num_supervised_tokens,
-            "tokens_per_second": round(window.tokens_per_second, 1),
-            "elapsed_s": round(elapsed_s, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-
     def _is_evaluation_due(self) -> bool:
         if self.config.eval_strategy == "no":
             return False
@@ -352,25 +426,21 @@ class Trainer:
         return self.step % every == 0 or self.step == self.total_steps
 
     def _evaluate(self, reporters: Reporters, sampler: Sampler | None) -> None:
-        """Measure the held-out loss and let the model answer; tell of both only when both are whole."""
+        """Measure the held-out loss and let the model answer; report both only when both are whole."""
         if self.config.eval_strategy == "no":
             return
         with self.inference_weights(), self.stop.droppable(together=True):
             result = self._held_out_loss() if self.held_out_examples else None
             answers = sampler.sample(self.model, self.step) if sampler else []
         if result is not None:
-            row = {
-                "step": self.step,
-                "epoch": round(self.step / self.steps_per_epoch, 4),
-                "eval_loss": result.loss,
-                "num_supervised_tokens": result.num_supervised_tokens,
-            }
+            row = EvaluationRow(
+                step=self.step, epoch=self._epoch, eval_loss=result.loss, num_supervised_tokens=result.num_supervised_tokens
+            )
             reporters.log(row)
             if self.step > 0:  # an untrained model is no choice
-                self.best.hear(row)
+                self.best.add(row)
         for answer in answers:
-            assert sampler is not None
-            sampler.reporters.log(answer)
+            reporters.log(answer)
         self._is_evaluated = True
 
     def _held_out_loss(self) -> EvalLoss:
@@ -455,5 +525,6 @@ class _Window:
         return self._tokens / self._seconds
 
     @property
-    def median_seconds(self) -> float:
+    def pace(self) -> float:
+        """Seconds that a step to come will take: the median, since the first one compiles."""
         return sorted(self._recent)[len(self._recent) // 2]

@@ -35,7 +35,7 @@ class SharedModel(DistributedDataParallel):
     """
 
     def __init__(self, model: CausalLM) -> None:
-        # The base is the same in all processes, which `same_start` sees to for the adapters.
+        # The base is the same in all processes, which `broadcast_params` sees to for the adapters.
         super().__init__(model, init_sync=False, gradient_as_bucket_view=True)
         self.broadcast_buffers = False  # they are the base's, and the argument's name depends on torch's version
         self.register_comm_hook(None, _add_up)
@@ -62,12 +62,12 @@ def shared(model: CausalLM) -> CausalLM:
     return cast(CausalLM, SharedModel(model))
 
 
-def kept_apart(model: nn.Module) -> contextlib.AbstractContextManager:
+def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
     """Within this block a backward pass exchanges nothing: the gradients add up in this process until one outside."""
     return model.no_sync() if isinstance(model, SharedModel) else contextlib.nullcontext()
 
 
-def same_start(named_params: Mapping[str, torch.Tensor]) -> None:
+def broadcast_params(named_params: Mapping[str, torch.Tensor]) -> None:
     """Give the adapters of every process the values that the main one drew."""
     if not dist.is_shared():
         return
@@ -121,7 +121,7 @@ def shard_base(model: CausalLM) -> None:
     fully_shard(model, mesh=mesh, ignored_params=adapters)
 
 
-def draw_apart(seed: int, step: int) -> None:
+def seed_process(seed: int, step: int) -> None:
     """Let every process draw random numbers of its own from `step` on; the main one's stay as they would be alone."""
     if dist.rank() > 0:
         digest = hashlib.sha256(f"lorakeet/{seed}/{step}/{dist.rank()}".encode()).digest()

@@ -1,88 +1,27 @@
-"""What a run tells while it trains: metrics.jsonl for programs, a live display or plain lines for people.
+"""What a run shows while it trains: a live bar in a terminal or plain lines, and several reporters as one.
 
-data in: one row of numbers for every logged step or evaluation → out: a line on disk and something on stderr.
-A row is what DESIGN calls it: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens,
-tokens_per_second, elapsed_s, peak_memory_bytes; evaluation rows carry eval_loss and its token count.
+data in: a row for every step, evaluation and sample → out: text on stderr. Files are written in rundir/metrics_file.py,
+other programs' reporters are in services.py.
 """
 
-import json
 import logging
-import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from lorakeet import dist
 from lorakeet.errors import LorakeetError, redact
-from lorakeet.files import durable
+from lorakeet.rundir.metrics_file import Reporter
+from lorakeet.rundir.rows import EvaluationRow, Row, SampleRow, StepRow
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 
-
-class Reporter(Protocol):
-    """Receives what happens in a run."""
-
-    def step(self, row: Row) -> None:
-        """Hear of every optimizer step."""
-        ...
-
-    def log(self, row: Row) -> None:
-        """Hear of a logged step or an evaluation."""
-        ...
-
-    def close(self) -> None:
-        """Finish; nothing follows."""
-        ...
-
-
-class JsonlReporter:
-    """Appends every logged row to a file, one JSON object a line."""
-
-    def __init__(self, path: Path, first_step: int = 0) -> None:
-        """Open `path`; rows beyond `first_step`, which a resumed run will write again, are taken out."""
-        self._path = path
-        with durable.writing(path):
-            rows = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            durable.write_file(path, b"".join(row for row in rows if first_step and _step_of(row) <= first_step))
-            self._file = path.open("a", encoding="utf-8")
-
-    def step(self, row: Row) -> None:
-        """Keep nothing of single steps."""
-
-    def log(self, row: Row) -> None:
-        """Write the row."""
-        with durable.writing(self._path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-
-    def sync(self) -> None:
-        """Force all rows to disk."""
-        with durable.writing(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        with durable.writing(self._path):
-            self._file.close()
-
-
-def _step_of(row: bytes) -> float:
-    """Return the step of a line; infinity for one that a crash cut or spoiled."""
-    try:
-        return json.loads(row)["step"] if row.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """Shows a live bar in a terminal, and plain lines where there is none. Writes to stderr only."""
 
     def __init__(self, total_steps: int, first_step: int = 0, console: Console | None = None) -> None:
@@ -103,26 +42,32 @@ class ConsoleReporter:
             self._task = self._progress.add_task("training", total=total_steps, completed=first_step, numbers="", left="")
             self._progress.start()
 
-    def step(self, row: Row) -> None:
+    def step(self, row: StepRow) -> None:
         """Move the bar."""
         if self._progress is not None:
-            numbers = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            left = f"{_duration(row['seconds_left'])} left"
-            self._progress.update(self._task, completed=row["step"], numbers=numbers, left=left)
+            numbers = f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s"
+            left = f"{_duration(row.seconds_left)} left"
+            self._progress.update(self._task, completed=row.step, numbers=numbers, left=left)
 
     def log(self, row: Row) -> None:
-        """Print one line."""
-        if "eval_loss" in row:
-            text = f"step {row['step']:>5}  held-out loss {row['eval_loss']:.4f}"
-        elif self._progress is None:
-            text = (
-                f"step {row['step']:>5}/{self._total}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
-                f"grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s  "
-                f"{_duration(row['seconds_left'])} left"
-            )
-        else:
-            return
-        self._console.print(text, highlight=False)
+        """Print a line; of a sample, one for each part, since what models and users write is never read as markup."""
+        match row:
+            case EvaluationRow():
+                self._print(f"step {row.step:>5}  held-out loss {row.eval_loss:.4f}")
+            case SampleRow():
+                parts = [("prompt", row.prompt), ("answer", row.text), ("expected", row.reference)]
+                lines = [f"{name:10}{_one_line(text)}" for name, text in parts if text is not None]
+                self._print(f"step {row.step:>5}  {lines[0]}")
+                for line in lines[1:]:
+                    self._print(" " * 12 + line, style="dim")
+            case StepRow() if self._progress is None:
+                self._print(
+                    f"step {row.step:>5}/{self._total}  loss {row.loss:.4f}  lr {row.learning_rate:.2e}  "
+                    f"grad {row.grad_norm:.2f}  {row.tokens_per_second:,.0f} tokens/s  {_duration(row.seconds_left)} left"
+                )
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style), soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar down."""
@@ -150,21 +95,21 @@ class Reporters:
     def __init__(self, *reporters: Reporter) -> None:
         self._reporters = list(reporters)
 
-    def step(self, row: Row) -> None:
-        """Tell all."""
-        self._tell(lambda reporter: reporter.step(row))
+    def step(self, row: StepRow) -> None:
+        """Pass a step on to all."""
+        self._each(lambda reporter: reporter.step(row))
 
     def log(self, row: Row) -> None:
-        """Tell all."""
-        self._tell(lambda reporter: reporter.log(row))
+        """Pass a row on to all."""
+        self._each(lambda reporter: reporter.log(row))
 
     def __enter__(self) -> "Reporters":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._tell(lambda reporter: reporter.close())
+        self._each(lambda reporter: reporter.close())
 
-    def _tell(self, what: Callable[[Reporter], None]) -> None:
+    def _each(self, what: Callable[[Reporter], None]) -> None:
         first: LorakeetError | None = None
         for reporter in list(self._reporters):
             try:
@@ -189,3 +134,8 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _one_line(text: str, longest: int = 300) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -4,7 +4,7 @@ data in: the configuration at the start, rows of metrics as a run goes on → ou
 own server where the user has set one up. A package is imported only when it is named. Nothing is sent to a network
 unless the user has configured the service for it, and what the packages report about themselves is switched off.
 Metrics are named as transformers' Trainer names them (train/loss, eval/loss), so that curves can be laid over each
-other. A service that fails never stops training; `Reporters` in metrics.py sees to the later calls.
+other. A service that fails never stops training; `Reporters` in reporting.py sees to the later calls.
 """
 
 import importlib.util
@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 from lorakeet.config import RunConfig, dump_yaml
 from lorakeet.errors import MissingExtraError, redact
-from lorakeet.training.reporting import Reporter, Row, warn_of_failure
+from lorakeet.rundir.metrics_file import Reporter
+from lorakeet.rundir.rows import EvaluationRow, Row, SampleRow
+from lorakeet.training.reporting import warn_of_failure
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def open_reporters(config: RunConfig, run_directory: Path, first_step: int = 0) 
     return opened
 
 
-class TensorBoardReporter:
+class TensorBoardReporter(Reporter):
     """Writes event files that `tensorboard --logdir` shows."""
 
     def __init__(self, context: Context) -> None:
@@ -100,13 +102,10 @@ class TensorBoardReporter:
             self._writer.add_text("config", _code_block(redact(dump_yaml(context.config))), 0)
         logger.info("Look at it with: tensorboard --logdir %s", directory)
 
-    def step(self, row: Row) -> None:
-        """Keep nothing of single steps."""
-
     def log(self, row: Row) -> None:
         """Write one point of each curve."""
         for name, value in metrics_of(row).items():
-            self._writer.add_scalar(name, value, row["step"])
+            self._writer.add_scalar(name, value, row.step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -114,7 +113,7 @@ class TensorBoardReporter:
         self._writer.close()
 
 
-class WandbReporter:
+class WandbReporter(Reporter):
     """Writes a Weights & Biases run: to its server where the user has logged in, else into an offline folder."""
 
     def __init__(self, context: Context) -> None:
@@ -138,12 +137,10 @@ class WandbReporter:
         else:
             logger.info("Send it to wandb, if you like, with: wandb sync %s", Path(self._run.dir).parent)
 
-    def step(self, row: Row) -> None:
-        """Keep nothing of single steps."""
-
     def log(self, row: Row) -> None:
         """Log the numbers at their step."""
-        self._run.log(metrics_of(row), step=row["step"])
+        if points := metrics_of(row):
+            self._run.log(points, step=row.step)
 
     def close(self) -> None:
         """Finish the run."""
@@ -151,7 +148,7 @@ class WandbReporter:
             self._run.finish()
 
 
-class MlflowReporter:
+class MlflowReporter(Reporter):
     """Writes an MLflow run: to the tracking server the user has named, else into a database in the run's folder."""
 
     def __init__(self, context: Context) -> None:
@@ -185,23 +182,21 @@ class MlflowReporter:
         lasting.write_text(run_id, encoding="utf-8")
         return run_id
 
-    def step(self, row: Row) -> None:
-        """Keep nothing of single steps."""
-
     def log(self, row: Row) -> None:
         """Log the numbers at their step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        points = [Metric(name, value, now, row["step"]) for name, value in metrics_of(row).items()]
-        self._client.log_batch(self._run_id, metrics=points)
+        points = [Metric(name, value, now, row.step) for name, value in metrics_of(row).items()]
+        if points:
+            self._client.log_batch(self._run_id, metrics=points)
 
     def close(self) -> None:
         """End the run."""
         self._client.set_terminated(self._run_id)
 
 
-class TrackioReporter:
+class TrackioReporter(Reporter):
     """Writes a trackio run into a local database that `trackio show` reads."""
 
     def __init__(self, context: Context) -> None:
@@ -221,12 +216,10 @@ class TrackioReporter:
         )
         logger.info("Look at it with: TRACKIO_DIR=%s trackio show --project %s", TRACKIO_DIR, context.project)
 
-    def step(self, row: Row) -> None:
-        """Keep nothing of single steps."""
-
     def log(self, row: Row) -> None:
         """Log the numbers at their step."""
-        self._run.log(metrics_of(row), step=row["step"])
+        if points := metrics_of(row):
+            self._run.log(points, step=row.step)
 
     def close(self) -> None:
         """Write what is waiting."""
@@ -253,14 +246,12 @@ def _missing_package(name: str) -> str | None:
 
 
 def metrics_of(row: Row) -> dict[str, float]:
-    """Name the numbers of a row as transformers' Trainer does: eval/loss, train/loss, train/learning_rate."""
-    is_evaluation = any(name.startswith("eval_") for name in row)
-    kind = "eval" if is_evaluation else "train"
-    return {
-        f"{kind}/{name.removeprefix('eval_')}": float(value)
-        for name, value in row.items()
-        if name not in ("step", "seconds_left") and isinstance(value, int | float)
-    }
+    """Name the numbers of a row as transformers' Trainer does: eval/loss, train/loss; a sample has none."""
+    if isinstance(row, SampleRow):
+        return {}
+    kind = "eval" if isinstance(row, EvaluationRow) else "train"
+    numbers = {name: value for name, value in row.to_dict().items() if name not in ("step", "seconds_left")}
+    return {f"{kind}/{name.removeprefix('eval_')}": float(value) for name, value in numbers.items()}
 
 
 def without_secrets(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

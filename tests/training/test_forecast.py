@@ -10,10 +10,10 @@ import torch
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.machine.peak_memory import peak_during, peak_memory_bytes
-from lorakeet.training import outlook, prediction
+from lorakeet.training import forecast as forecasts
+from lorakeet.training.forecast import _fit, _Measured, _peak_bytes, _seconds, _Size, _size, compare_forecast, forecast_run
+from lorakeet.training.forecast import forecast as predict
 from lorakeet.training.loop import Trainer
-from lorakeet.training.outlook import Outlook
-from lorakeet.training.prediction import _fit, _Measured, _peak_bytes, _seconds, _Size, _size, predict
 from lorakeet.training.reporting import Reporters
 
 
@@ -64,8 +64,8 @@ def test_shared_beginnings_count_once_and_long_documents_more_than_short_ones(ma
 
 @pytest.mark.parametrize(("free", "is_said"), [(0, True), (10**15, False), (None, False)])
 def test_more_than_is_free_is_said_before_the_run(make_model, examples, monkeypatch, caplog, free, is_said):
-    monkeypatch.setattr(prediction, "free_bytes", lambda: free)
-    monkeypatch.setattr(prediction, "product_bytes_to_come", lambda *args, **options: 10**12)
+    monkeypatch.setattr(forecasts, "free_bytes", lambda: free)
+    monkeypatch.setattr(forecasts, "product_bytes_to_come", lambda *args, **options: 10**12)
     predict(Trainer(make_model(), settings(), examples))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * is_said
     assert not is_said or "halve per_device_train_batch_size" in caplog.text
@@ -101,12 +101,12 @@ def test_peak_memory_is_that_of_the_work_and_never_falls():
 
 
 def test_a_run_keeps_predicted_beside_measured(make_model, examples, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(outlook, "LEAST_STEPS", 6)
+    monkeypatch.setattr(forecasts, "LEAST_STEPS", 6)
     trainer = Trainer(make_model(), settings(num_train_epochs=2), examples)
     with caplog.at_level("INFO"):
-        kept = Outlook.of(tmp_path, trainer)
+        predicted = forecast_run(tmp_path, trainer)
         trainer.run(Reporters())
-        kept.compare()
+        compare_forecast(tmp_path, trainer, predicted)
     found = json.loads((tmp_path / "prediction.json").read_text())
     assert found["predicted"]["training_seconds"] > 0
     assert found["measured"]["training_seconds"] == pytest.approx(trainer.train_seconds / 2)
@@ -121,10 +121,10 @@ def test_a_run_keeps_predicted_beside_measured(make_model, examples, tmp_path, m
 
 def test_a_resumed_run_keeps_the_prediction_it_began_with_and_a_short_run_has_none(make_model, examples, tmp_path):
     trainer = Trainer(make_model(), settings(), examples)
-    assert trainer.total_steps < outlook.LEAST_STEPS
-    Outlook.of(tmp_path, trainer).compare()
+    assert trainer.total_steps < forecasts.LEAST_STEPS
+    compare_forecast(tmp_path, trainer, forecast_run(tmp_path, trainer))
     assert list(tmp_path.iterdir()) == []
     predicted = predict(trainer)
     (tmp_path / "prediction.json").write_text(json.dumps({"predicted": predicted.to_dict()}))
     trainer.step = 4
-    assert Outlook.of(tmp_path, trainer).predicted == predicted
+    assert forecast_run(tmp_path, trainer) == predicted

@@ -1,6 +1,6 @@
-"""Predict what a run will take on this machine: time of an epoch, peak memory.
+"""What a run will take on this machine, before it begins: time of an epoch, peak memory; and what it took, beside it.
 
-data in: a Trainer that has not begun → out: Prediction. The order of the rows is known in advance, so every step's
+data in: a Trainer that has not begun → out: Forecast. The order of the rows is known in advance, so every step's
 tokens are; two calibration steps of different size, the loop's own but without an update, tell what a step costs.
 Parameters, optimizer and random state stay as they are.
 
@@ -10,6 +10,7 @@ the optimizer's moments, and the code of products of other sizes.
 """
 
 import heapq
+import json
 import logging
 import math
 import statistics
@@ -17,20 +18,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorakeet import dist
 from lorakeet.data.conversation import Example
 from lorakeet.data.order import iterate_steps
+from lorakeet.files import durable
 from lorakeet.machine.memory import free_bytes, product_bytes_to_come
 from lorakeet.machine.peak_memory import peak_during, peak_memory_bytes
 from lorakeet.models.decoder import CausalLM
-from lorakeet.objectives.sft import pack_for
+from lorakeet.objectives.sft import pack_for, packed_loss
 from lorakeet.training.loop import Trainer, train_step
 
 logger = logging.getLogger(__name__)
 
+FILE = "prediction.json"
+LEAST_STEPS = 50
+"""A shorter run gets no forecast: the calibration would take a tenth of it."""
 SAMPLED = 256
 """Passes of an epoch that are looked at; the mean of so many is known well enough."""
 MOST_TOKENS = 4096
@@ -42,7 +49,7 @@ EVALUATED_SHARE = 0.45
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Forecast:
     """What a run is expected to take."""
 
     training_seconds: float
@@ -54,7 +61,7 @@ class Prediction:
     peak_memory_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the prediction as plain JSON values."""
+        """Return the forecast as plain JSON values."""
         return asdict(self) | {"seconds_per_epoch": self.seconds_per_epoch}
 
     @property
@@ -80,7 +87,7 @@ class _Measured:
     peak_bytes: int
 
 
-def predict(trainer: Trainer) -> Prediction:
+def forecast(trainer: Trainer) -> Forecast:
     """Calibrate with two steps and predict the run."""
     model, config = trainer.model, trainer.config
     passes = sorted(_passes(trainer, trainer.steps_per_epoch), key=_num_tokens)
@@ -100,13 +107,50 @@ def predict(trainer: Trainer) -> Prediction:
         num_sizes = len({size.tokens for size in sampled})
         peak += product_bytes_to_come(model.lm_head.weight.dtype, num_sizes, num_met=2)
         _warn_of_shortage(int(peak))
-    return Prediction(
+    return Forecast(
         training_seconds=train_s,
         evaluation_seconds=evaluations * evaluation_s,
         tokens_per_second=tokens / train_s,
         # Loading and compiling have had their own peaks by now.
         peak_memory_bytes=int(max(peak_memory_bytes(), peak)),
     )
+
+
+def forecast_run(run_directory: Path, trainer: Trainer) -> Forecast | None:
+    """Forecast a run that is long enough and keep that in RUN/prediction.json; a resumed run reads what it began with."""
+    if dist.is_shared():  # the passes of a forecast are made by one process alone
+        return None
+    if trainer.step == 0 and trainer.total_steps >= LEAST_STEPS:
+        predicted = forecast(trainer)
+        _write(run_directory, {"predicted": predicted.to_dict()})
+        logger.info("Predicted: %s.", _text(predicted.training_seconds, predicted.peak_memory_bytes))
+        return predicted
+    file = run_directory / FILE
+    if trainer.step == 0 or not file.is_file():
+        return None
+    kept = json.loads(file.read_text(encoding="utf-8"))["predicted"]
+    return Forecast(**{name: kept[name] for name in Forecast.__dataclass_fields__})
+
+
+def compare_forecast(run_directory: Path, trainer: Trainer, predicted: Forecast | None) -> None:
+    """Log and keep what the steps of this process took, as an epoch of them, beside the forecast."""
+    steps = trainer.step - trainer.first_step
+    if predicted is None or steps == 0:
+        return
+    seconds, memory = trainer.train_seconds / steps * trainer.steps_per_epoch, peak_memory_bytes()
+    measured = {"training_seconds": seconds, "peak_memory_bytes": memory}
+    _write(run_directory, {"predicted": predicted.to_dict(), "measured": measured})
+    expected = _text(predicted.training_seconds, predicted.peak_memory_bytes)
+    logger.info("Predicted: %s. Measured: %s.", expected, _text(seconds, memory))
+
+
+def _write(run_directory: Path, content: dict[str, Any]) -> None:
+    with durable.writing(run_directory):
+        durable.write_file(run_directory / FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _text(seconds: float, memory: int) -> str:
+    return f"{seconds:,.0f} s of training an epoch, {memory / 1e9:.2f} GB at the peak"
 
 
 def _warn_of_shortage(peak: int) -> None:
@@ -154,7 +198,7 @@ def _calibrate(trainer: Trainer, passes: list[list[Example]]) -> list[_Measured]
 
     def work(part: list[Example]) -> None:
         batch = pack_for(model, part, is_noisy=is_noisy)
-        train_step(model, [batch], optimizer, math.inf, noise_alpha=noise_alpha)
+        train_step(model, [batch], optimizer, math.inf, objective=partial(packed_loss, noise_alpha=noise_alpha))
 
     parts = [_at_most(part, limit) for part, limit in zip(passes, (MOST_TOKENS // 2, MOST_TOKENS), strict=True)]
     device = model.lm_head.weight.device

@@ -29,6 +29,6 @@ def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
     return (
         f"{config.model}: {trainable:,} of {total:,} parameters train, in {dtype}{bits} "
         f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
-        f"{rows.num_supervised_tokens:,} of them learned; "
+        f"{rows.num_supervised_tokens:,} of them trained on; "
         f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
     )

@@ -1,0 +1,62 @@
+"""Answers to many conversations at once, for evaluation, for samples during training, and for proofs.
+
+data in: a ChatModel, conversations that end before an answer → out: one text each. Prompts are encoded by the one
+encode function and answered by the one generator.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lorakeet.chat_model import ChatModel
+from lorakeet.data.conversation import Conversation
+from lorakeet.data.encode import encode_many
+from lorakeet.errors import DataError
+from lorakeet.infer.engine import StopReason, generate
+from lorakeet.infer.sampling import GREEDY, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedText:
+    """What a model said after one prompt."""
+
+    text: str
+    stop_reason: StopReason
+
+
+def encode_prompts(chat_model: ChatModel, questions: Sequence[Conversation]) -> list[list[int]]:
+    """Encode conversations up to where the model's answer begins.
+
+    Raises: DataError E-DATA-27 if a prompt leaves no room for an answer in the model's context.
+    """
+    tokenizer, template = chat_model.tokenizer, chat_model.template
+    examples = encode_many(questions, tokenizer, template, add_generation_prompt=True)
+    for example in examples:
+        if len(example.input_ids) >= chat_model.context:
+            raise DataError(
+                "E-DATA-27",
+                f"the prompt has {len(example.input_ids)} tokens; the model's context holds {chat_model.context}",
+                place=example.place,
+                fix="Shorten or remove the row",
+            )
+    return [example.input_ids for example in examples]
+
+
+def answer_prompts(
+    chat_model: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[GeneratedText]:
+    """Generate after every prompt; control tokens leave no text. `on_token` is that of `generate`."""
+    tokenizer = chat_model.tokenizer
+    generations = generate(
+        chat_model.model,
+        prompts,
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        on_token=on_token,
+    )
+    return [GeneratedText(tokenizer.decode(one.ids, skip_control=True), one.stop_reason) for one in generations]

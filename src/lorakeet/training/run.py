@@ -1,0 +1,237 @@
+"""A whole training run, from a configuration to an adapter in a run directory.
+
+data in: RunConfig → out: RUN, with its log, metrics, checkpoints and adapter. The order of things, from top to bottom:
+claim the directory, load the model, prepare the rows, put adapters in, resume if asked, train and save, write the adapter.
+The steps themselves are in loop.py.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lorakeet import __version__, dist
+from lorakeet.chat_model import ChatModel, load
+from lorakeet.config import RunConfig
+from lorakeet.data.prepare import PreparedData, prepare_data
+from lorakeet.files import durable
+from lorakeet.lora.adapter import save_adapter
+from lorakeet.lora.fused import in_fused_names
+from lorakeet.lora.inject import inject
+from lorakeet.lora.targets import find_targets
+from lorakeet.machine.memory import keep_freed_memory
+from lorakeet.models import registry, weights
+from lorakeet.models.recompute import recompute_activations
+from lorakeet.models.tokenizer_files import copy_tokenizer
+from lorakeet.rundir import checkpoint
+from lorakeet.rundir.directory import check_directory, choose_directory, move_aside
+from lorakeet.rundir.identity import run_identity
+from lorakeet.rundir.log import run_log
+from lorakeet.rundir.metrics_file import JsonlReporter, Reporter
+from lorakeet.rundir.record import RunRecord, with_settings, write_config
+from lorakeet.rundir.rows import SampleRow
+from lorakeet.training.adapted_layers import check_adapted_layers
+from lorakeet.training.best_evaluation import require_evaluations
+from lorakeet.training.describe import describe
+from lorakeet.training.forecast import Forecast, compare_forecast, forecast, forecast_run
+from lorakeet.training.loop import Saver, Trainer
+from lorakeet.training.parallel import require_same, shard_base, state_from_main
+from lorakeet.training.reporting import ConsoleReporter, Reporters, encoding_progress
+from lorakeet.training.rng import seed_all
+from lorakeet.training.samples import Sampler, questions_for
+from lorakeet.training.services import open_reporters, services
+from lorakeet.training.stopping import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def train_run(config: RunConfig, *, resume: bool, restart: bool) -> Path:
+    """Train as `config` says and return the run directory. Every process of a distributed run calls it.
+
+    Raises: LorakeetError if the user can mend something; KeyboardInterrupt, after saving, if the user stops the run.
+    """
+    services(config.training_config.report_to)  # what is missing is said before anything is read
+    directory = Path(dist.from_main(str(choose_directory(config))))
+    config = with_settings(config, output_dir=str(directory))
+    with durable.writing(directory):
+        is_new = dist.from_main(dist.is_main() and check_directory(directory, resume=resume, restart=restart))
+    with StopRequest() as stop, _claimed(directory) as start_log:
+        for note in config.notes:
+            logger.info("Note: %s.", note)
+        _train(directory, config, stop, is_resumed=resume and not is_new, start_log=start_log)
+    return directory
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[Callable[[Path], None]]:
+    """Hold a run directory and its log, in the process that writes; the others write nothing."""
+    if not dist.is_main():
+        yield lambda path: None
+        return
+    with checkpoint.lock(directory), run_log() as start_log:
+        yield start_log
+
+
+def _train(
+    directory: Path, config: RunConfig, stop: StopRequest, *, is_resumed: bool, start_log: Callable[[Path], None]
+) -> None:
+    """Load, prepare, train and save in a directory that is ours alone."""
+    with stop.droppable():
+        chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
+        config = in_model_names(chat_model, config)
+        with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
+            data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, on_progress)
+        for line in data.findings.lines():
+            logger.info("Rows: %s.", line)
+        require_evaluations(config.training_config, data)
+        questions = questions_for(config, data, chat_model)
+        sampler = Sampler(chat_model, questions, max_new_tokens=config.training_config.sample_max_new_tokens)
+        with dist.one_of_each_machine_first():
+            base_hash = weights.fingerprint(chat_model.directory)
+        trainer = build_trainer(config, chat_model, data, stop)
+        identity = run_identity(config, data, base_hash, str(chat_model.model.lm_head.weight.dtype)).to_dict()
+        require_same(identity)
+        resumed_from = _load_checkpoint(directory, identity, trainer) if is_resumed else None
+    if dist.is_main():
+        durable.require_space(directory, trainer.checkpoint_bytes * checkpoint.num_to_come(directory))
+        if not is_resumed:
+            with durable.writing(directory):
+                move_aside(directory)
+                write_config(directory, config, data.system)
+    with durable.writing(directory):
+        start_log(directory / "train.log")
+    _log_setting(config, trainer)
+    if resumed_from is not None:
+        logger.info("Resuming from %s.", resumed_from)
+    logger.info(describe(config, trainer, data))
+    with stop.droppable():
+        predicted = forecast_run(directory, trainer)
+    _run_loop(directory, config, trainer, sampler, identity)
+    compare_forecast(directory, trainer, predicted)
+    if dist.is_main():
+        _choose_step(directory, trainer)
+        _save_adapter(directory, config, trainer, chat_model.directory, base_hash)
+    dist.barrier()
+
+
+def load_base(config: RunConfig, *, bf16: bool | None = None) -> ChatModel:
+    """Load the base model of a run as its configuration says; `bf16` if the precision was chosen before."""
+    return load(
+        config.model,
+        bf16=config.bf16 if config.bf16 is not None else bf16,
+        template=config.data.template,
+        quantization=config.quantization_config,
+        system=config.data.system,
+    )
+
+
+def _recorded_bf16(directory: Path) -> bool | None:
+    """Return the precision that was measured when the run began, so that a busy machine does not choose another one now."""
+    dtype = checkpoint.recorded_identity(directory).get("dtype")
+    return None if dtype is None else dtype == "torch.bfloat16"
+
+
+def in_model_names(chat_model: ChatModel, config: RunConfig) -> RunConfig:
+    """Put the model's own layer names into the configuration, and refuse those it does not have, before any row is read."""
+    model = chat_model.model
+    peft_config, notes = in_fused_names(config.peft_config, model, model.packed_modules_mapping)
+    for note in notes:
+        logger.info("Note: %s.", note)
+    find_targets(model, peft_config)
+    return config.model_copy(update={"peft_config": peft_config})
+
+
+def build_trainer(config: RunConfig, chat_model: ChatModel, data: PreparedData, stop: StopRequest | None = None) -> Trainer:
+    """Put fresh adapters into the model and make it ready to train as `config` says."""
+    model, settings = chat_model.model, config.training_config
+    seed_all(settings.seed)
+    inject(model, config.peft_config, original_weight=partial(weights.read_weight, chat_model.directory))
+    check_adapted_layers(model, config.peft_config)
+    if settings.fsdp and dist.is_shared():
+        shard_base(model)
+    if dist.device() == "cpu":
+        keep_freed_memory()
+    recompute_activations(model, settings.recompute)
+    model.compile_layers()
+    return Trainer(model, settings, data.train.examples, data.held_out, stop)
+
+
+def forecast_config(config: RunConfig, data: PreparedData | None = None) -> Forecast:
+    """Forecast time and memory of a run without training it: a few passes on the real model, forward and backward."""
+    chat_model = load_base(config)
+    config = in_model_names(chat_model, config)
+    data = data or prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context)
+    return forecast(build_trainer(config, chat_model, data))
+
+
+def _load_checkpoint(directory: Path, identity: dict[str, str], trainer: Trainer) -> Path | None:
+    """Put the newest valid checkpoint, which the main process reads, into the trainer of every process."""
+    found = checkpoint.load_newest(directory, identity, note=logger.warning) if dist.is_main() else None
+    state = state_from_main(found and found[1])
+    if state is not None:
+        trainer.load_state(state)
+    return found and found[0]
+
+
+def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sampler, identity: dict[str, str]) -> None:
+    """Train to the end with everything that reports open; the main process alone reports."""
+    metrics: JsonlReporter | None = None
+    opened: list[Reporter] = []
+    if dist.is_main():
+        metrics = JsonlReporter(directory / "metrics.jsonl", trainer.step)
+        opened = [metrics, ConsoleReporter(trainer.total_steps, trainer.step, Console(stderr=True))]
+        if sampler.questions:
+            opened.append(JsonlReporter(directory / "samples.jsonl", trainer.step, kinds=(SampleRow,)))
+        opened += open_reporters(config, directory, trainer.step)
+    saver = Saver(directory, identity, metrics, trainer.config.save_total_limit)
+    with Reporters(*opened) as reporters:
+        trainer.run(reporters, sampler=sampler, saver=saver)
+
+
+def _choose_step(directory: Path, trainer: Trainer) -> None:
+    """Put the best evaluation's state back if that is asked for, and log what was decided."""
+    if trainer.best.is_patience_over:
+        logger.info("Stopped early after step %d: %s.", trainer.step, trainer.best)
+    if trainer.config.load_best_model_at_end:
+        logger.info("The adapter is that of the best evaluation: %s.", trainer.best)
+        path = checkpoint.checkpoint_path(directory, trainer.best.step)
+        trainer.load_state(checkpoint.load_checkpoint(path))
+
+
+def _save_adapter(directory: Path, config: RunConfig, trainer: Trainer, base: Path, base_hash: str) -> None:
+    """Write the adapter with its tokenizer, ready for PEFT."""
+    target = RunRecord(directory).adapter_directory
+    with durable.writing(target), durable.new_directory(target, replace=True) as draft:
+        with trainer.inference_weights():
+            save_adapter(
+                trainer.model,
+                draft,
+                config=config.peft_config,
+                base_model_name_or_path=registry.public_name(config.model, base),
+                extra={"base_hash": base_hash, "step": trainer.step},
+            )
+        copy_tokenizer(base, draft)
+
+
+def _log_setting(config: RunConfig, trainer: Trainer) -> None:
+    """Log both dictionaries, as the model card's script does, and device, processes and precision."""
+    logger.debug("lorakeet %s, torch %s, Python %s", __version__, torch.__version__, platform.python_version())
+    logger.debug("model: %s, data: %s", config.model, config.data.model_dump(mode="json"))
+    logger.debug("training_config: %s", config.training_config.model_dump(mode="json"))
+    logger.debug("peft_config: %s", config.peft_config.model_dump(mode="json"))
+    weight = trainer.model.lm_head.weight
+    logger.debug(
+        "Process rank: %s of %s, device: %s, n_gpu: %d, CPU threads: %d, 16-bits training: %s",
+        os.environ.get("RANK", "0"),
+        os.environ.get("WORLD_SIZE", "1"),
+        weight.device,
+        torch.cuda.device_count(),
+        torch.get_num_threads(),
+        weight.dtype.itemsize == 2,
+    )
