@@ -15,8 +15,8 @@ import torch
 from lorakeet import chat_model as chat_models
 from lorakeet import dist
 from lorakeet.chat_model import ChatModel
-from lorakeet.config import RunConfig, resolve_config
 from lorakeet.checking.check import CheckResult, check_rows
+from lorakeet.config import RunConfig, resolve_config
 from lorakeet.data.prepare import PreparedData, read_held_out, read_rows
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
@@ -201,116 +201,6 @@ def check(
 def predict(config: RunConfig, data: PreparedData | None = None) -> Forecast:
     """Predict time and memory of a run without training it: a few passes on the real model, forward and backward."""
     return forecast_config(config, data)
-
-
-def chat(self, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY) -> ChatSession:
-        """Load the run and start a conversation; see `chat`."""
-        return chat(self.directory, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
-
-    def evaluate(self, data: str | Sequence[str] | None = None, **options: Any) -> Comparison:
-        """Measure the run on held-out rows; see `evaluate`."""
-        return evaluate(self.directory, data, **options)
-
-    def merge(self, output: str | Path, *, dtype: str | None = None) -> Merged:
-        """Write base model and adapter as one plain Hugging Face directory; see `merge`."""
-        return merge(self.directory, output, dtype=dtype)
-
-    def export(self, form: str, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
-        """Write the run in a format that another program loads, and prove with it that it answers as the run does.
-
-        A run over a quantised base is exported over the 16-bit one. `force` keeps what fails its proof.
-
-        Raises: ExportError, ConfigError and AdapterError, as `exports.export.export`.
-        """
-        return export_artefact(self.source(), find_format(form), Path(output), Options(dtype), force=force)
-
-    def source(self) -> Source:
-        """Return what an export of this run is made of."""
-        config = self.config
-        base = registry.resolve(config.model)
-        tokenizer = load_tokenizer(base)
-        return Source(
-            base=base,
-            adapter=self.adapter_directory,
-            tokenizer=tokenizer,
-            template=template_for(tokenizer, name=config.data.template),
-            system=config.data.system,
-            base_name=registry.public_name(config.model, base),
-            name=self.directory.resolve().name,
-            rows=lambda: read_rows(config)[1],
-        )
-
-
-def open_run(path: str | Path | None = None) -> Run:
-    """Open a run directory; the newest one under runs/ if none is named."""
-    return Run(find_run(path))
-
-
-def run_of(run_or_model: str | Path | None) -> Run | None:
-    """Open what is named if it is a run, or the newest run if nothing is named; None for a model."""
-    is_run = run_or_model is None or (Path(run_or_model) / "config.yaml").is_file()
-    return open_run(run_or_model) if is_run else None
-
-
-def load(run_or_model: str | Path | None = None) -> ChatModel:
-    """Load a run with its adapter, or a plain model; the newest run if nothing is named."""
-    run = run_of(run_or_model)
-    return run.load() if run is not None else chat_models.load(str(run_or_model))
-
-
-@dist.processes()
-def train(
-    model: str | None = None,
-    data: str | Sequence[str] | None = None,
-    *,
-    training_config: Mapping[str, Any] | None = None,
-    peft_config: Mapping[str, Any] | None = None,
-    data_config: Mapping[str, Any] | None = None,
-    quantization_config: Mapping[str, Any] | None = None,
-    config: RunConfig | None = None,
-    resume: bool = False,
-    restart: bool = False,
-) -> Run:
-    """Train adapters and save them: everything `lorakeet train` does. Under torchrun, all its processes do it together.
-
-    Args:
-        model: alias, directory or hub id.
-        data: files, directories, hub ids, or "demo".
-        training_config: keys of TrainingConfig, under transformers.TrainingArguments' names.
-        peft_config: keys of LoraConfig, under peft.LoraConfig's names.
-        data_config: keys of DataConfig.
-        quantization_config: keys of QuantizationConfig, under transformers.BitsAndBytesConfig's names.
-        config: a whole configuration, in place of all the above.
-        resume: go on from the newest valid checkpoint in output_dir; start if there is none.
-        restart: start again in an output_dir that holds a run, whose files are moved into its folder old-1.
-    Raises: LorakeetError if the user can mend something.
-    """
-    config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
-    return Run(train_run(config, resume=resume, restart=restart))
-
-
-def run_config(
-    model: str | None,
-    data: str | Sequence[str] | None,
-    training_config: Mapping[str, Any] | None = None,
-    peft_config: Mapping[str, Any] | None = None,
-    data_config: Mapping[str, Any] | None = None,
-    quantization_config: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """Build the configuration of a run from what `train` and `check` take."""
-    sources = [data] if isinstance(data, str) else list(data or [])
-    sections = {
-        "data": {**({"train": sources} if sources else {}), **(data_config or {})},
-        "training_config": dict(training_config or {}),
-        "peft_config": dict(peft_config or {}),
-        "quantization_config": dict(quantization_config or {}),
-    }
-    return resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
-
-
-def predict(config: RunConfig) -> Forecast:
-    """Predict time and memory of a run without training it: a few passes on the real model, forward and backward."""
-    return forecast_config(config)
 
 
 def chat(
