@@ -73,14 +73,17 @@ class Run(RunRecord):
         """Write base model and adapter as one plain Hugging Face directory; see `merge`."""
         return merge(self.directory, output, dtype=dtype)
 
-    def export(self, form: str, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
+    def export(
+        self, form: str, output: str | Path, *, dtype: str | None = None, with_adapter: bool = False, force: bool = False
+    ) -> Exported:
         """Write the run in a format that another program loads, and prove with it that it answers as the run does.
 
-        A run over a quantised base is exported over the 16-bit one. `force` keeps what fails its proof.
+        A run over a quantised base is exported over the 16-bit one. `with_adapter` keeps the adapter apart from the base in
+        a folder for Ollama; `force` keeps what fails its proof.
 
         Raises: ExportError, ConfigError and AdapterError, as `exports.export.export`.
         """
-        return export_artefact(self.source(), find_format(form), Path(output), Options(dtype), force=force)
+        return export_artefact(self.source(), find_format(form), Path(output), Options(dtype, with_adapter), force=force)
 
     def source(self) -> Source:
         """Return what an export of this run is made of."""
