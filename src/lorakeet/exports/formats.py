@@ -6,10 +6,11 @@ data in: a name → out: a Format. To add one: write the file with its FORMAT, a
 import difflib
 
 from lorakeet.errors import ExportError
-from lorakeet.exports import gguf_adapter, gguf_model, hf, ollama
+from lorakeet.exports import gguf_adapter, gguf_model, hf, ollama, peft, peft_split, vllm
 from lorakeet.exports.artefact import Format
 
-FORMATS: dict[str, Format] = {found.name: found for found in (hf.FORMAT, gguf_model.FORMAT, gguf_adapter.FORMAT, ollama.FORMAT)}
+_ALL = (hf, gguf_model, gguf_adapter, ollama, peft, peft_split, vllm)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _ALL}
 
 
 def find_format(name: str) -> Format:

@@ -164,7 +164,7 @@ def _difference(source: Source, probes: Probes, index: int, found: Sequence[int]
 
 def _compare(source: Source, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> _Sums:
     """Let the live model read what the consumer said."""
-    model = source.load(_live_dtype(source))
+    model = source.load(live_dtype(source))
     sums = _Sums()
     stop_ids = source.tokenizer.stop_ids
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -182,7 +182,7 @@ def _compare(source: Source, prompts: Sequence[Sequence[int]], answers: Sequence
     return sums
 
 
-def _live_dtype(source: Source) -> torch.dtype | None:
+def live_dtype(source: Source) -> torch.dtype | None:
     """Compute in float32 where that leaves half of the memory free, else as the base's weights are stored."""
     with torch.device("meta"):
         needed = sum(parameter.numel() for parameter in CausalLM(source.config).parameters()) * torch.float32.itemsize
