@@ -14,6 +14,8 @@ import torch
 
 from lorakeet import chat_model as chat_models
 from lorakeet import dist
+from lorakeet.adapters.adapter_file import find_adapter
+from lorakeet.adapters.run_card import read_metrics, run_card
 from lorakeet.chat_model import ChatModel
 from lorakeet.checking.check import CheckResult, check_rows
 from lorakeet.config import RunConfig, resolve_config
@@ -31,10 +33,13 @@ from lorakeet.exports.drift import measure_drift, reference_logits
 from lorakeet.exports.export import Exported
 from lorakeet.exports.export import export as export_artefact
 from lorakeet.exports.formats import find_format
+from lorakeet.exports.hub import Pushed
+from lorakeet.exports.hub import push as push_to_hub
 from lorakeet.exports.merge import Merged, check_output
 from lorakeet.exports.merge import merge as merge_adapter
 from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
+from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.rundir.record import RunRecord, find_run
 from lorakeet.training.forecast import Forecast
@@ -84,6 +89,19 @@ class Run(RunRecord):
         Raises: ExportError, ConfigError and AdapterError, as `exports.export.export`.
         """
         return export_artefact(self.source(), find_format(form), Path(output), Options(dtype, with_adapter), force=force)
+
+    def push(self, repo_id: str, *, base_model: str | None = None, **options: Any) -> Pushed:
+        """Push the run to the hub with a model card; `options` are those of `exports.hub.push`.
+
+        `base_model` is the hub id of a base that was a directory of this machine while training.
+
+        Raises: ExportError, ConfigError and AdapterError, as `exports.hub.push`.
+        """
+        step = adapter_extra(find_adapter(self.directory)).get("step")
+        source = self.source()
+        source = dataclasses.replace(source, base_name=base_model or source.base_name)
+        card = run_card(self.config, read_metrics(self.directory), base_name=source.base_name, step=step)
+        return push_to_hub(source, card, repo_id, **options)
 
     def source(self) -> Source:
         """Return what an export of this run is made of."""

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from lorakeet import __version__, dist
+from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
@@ -206,17 +207,18 @@ def _choose_step(directory: Path, trainer: Trainer) -> None:
 
 def _save_adapter(directory: Path, config: RunConfig, trainer: Trainer, base: Path, base_hash: str) -> None:
     """Write the adapter with its tokenizer, ready for PEFT."""
-    target = RunRecord(directory).adapter_directory
+    target, base_name = RunRecord(directory).adapter_directory, registry.public_name(config.model, base)
     with durable.writing(target), durable.new_directory(target, replace=True) as draft:
         with trainer.inference_weights():
             save_adapter(
                 trainer.model,
                 draft,
                 config=config.peft_config,
-                base_model_name_or_path=registry.public_name(config.model, base),
+                base_model_name_or_path=base_name,
                 extra={"base_hash": base_hash, "step": trainer.step},
             )
         copy_tokenizer(base, draft)
+        write_run_card(draft, directory, config, base_name=base_name, step=trainer.step, base_hash=base_hash)
 
 
 def _log_setting(config: RunConfig, trainer: Trainer) -> None:
