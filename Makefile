@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := eval,gguf,loggers,optimizers,qlora,docs,notebooks,dev
+EXTRAS := eval,gguf,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
 .PHONY: install demo test check bench format fuzz faults docs wheel-test
 

@@ -5,10 +5,11 @@ stages of other rooms together; none of them computes anything itself.
 """
 
 import dataclasses
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +25,7 @@ from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.demo_task.outcome import DemoOutcome, score_demo
 from lorakeet.demo_task.recipe import PEFT_RECIPE, RECIPE
-from lorakeet.errors import ConfigError, ModelError
+from lorakeet.errors import ConfigError, MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
@@ -45,6 +46,9 @@ from lorakeet.rundir.record import RunRecord, find_run
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.reporting import encoding_progress
 from lorakeet.training.run import forecast_config, train_run
+
+if TYPE_CHECKING:
+    from lorakeet.serve.limits import Access, Limits
 
 logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -230,6 +234,32 @@ def chat(
     """Load a run or a model and start a conversation; without `system`, with the system prompt of the run, if it has one."""
     chat_model = load(run_or_model)
     return ChatSession(chat_model, chat_model.system if system is None else system, max_new_tokens, sampling)
+
+
+def serve(
+    runs: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    access: "Access | None" = None,
+    limits: "Limits | None" = None,
+    load_in_4bit: bool = False,
+) -> None:
+    """Answer OpenAI's clients until told to stop: runs over one base, or a model; the newest run where nothing is named.
+
+    Raises: MissingExtraError without FastAPI and uvicorn; ServerError if the address needs a key, or bases differ.
+    """
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise MissingExtraError.of("fastapi", "serve", "the server")
+    from lorakeet.serve.app import create_app
+    from lorakeet.serve.limits import Access
+    from lorakeet.serve.load import load_served
+    from lorakeet.serve.run import check_access, run_app
+
+    access = access or Access()
+    check_access(host, access)
+    served = load_served(runs, load_in_4bit=load_in_4bit)
+    run_app(create_app(served, access=access, limits=limits), host, port)
 
 
 def evaluate(

@@ -10,6 +10,7 @@ The tree is small, and every leaf is a ValueError so that library users can catc
     ├── CheckpointError    E-CKPT-*   a run directory or one of its checkpoints
     ├── ExportError        E-EXP-*    an artefact that cannot be written, or does not answer as the run does
     ├── TrainingError      E-TRAIN-*  training that must not go on (non-finite loss, no gradient)
+    ├── ServerError        E-SRV-*    a request to the server, or how it is to be reached
     └── MissingExtraError  E-EXTRA-*  an optional package that is not installed
 
 The number in a code never changes its meaning. The command line prints `str(error)` and exits with 2.
@@ -96,6 +97,12 @@ class ExportError(LorakeetError):
     """An artefact cannot hold the run, or does not answer as it does."""
 
     family = "EXP"
+
+
+class ServerError(LorakeetError):
+    """A request to the server cannot be answered, or the server must not be reached as asked."""
+
+    family = "SRV"
 
 
 class MissingExtraError(LorakeetError):

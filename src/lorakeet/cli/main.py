@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 from lorakeet import dist
-from lorakeet.cli import chat, check, combine, demo, doctor, evaluate, export, extract, inspect, merge, push, report, train
+from lorakeet.cli import (
+    chat,
+    check,
+    combine,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    extract,
+    inspect,
+    merge,
+    push,
+    report,
+    serve,
+    train,
+)
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.rundir.log import LogFormatter
 from lorakeet.version import __version__
@@ -45,7 +60,7 @@ def whole(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for module in (train, check, evaluate, chat, merge, export, push, inspect, combine, extract, report, doctor, demo):
+for module in (train, check, evaluate, chat, serve, merge, export, push, inspect, combine, extract, report, doctor, demo):
     app.command(module.__name__.rsplit(".", 1)[1])(module.command)
 
 

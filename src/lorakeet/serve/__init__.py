@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: one engine, one base model, any number of adapters."""

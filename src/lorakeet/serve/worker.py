@@ -1,0 +1,107 @@
+"""The thread in which the engine runs, and how others reach it.
+
+data in: requests from any thread → out: their tokens, told to callbacks in the engine's thread. Everything that touches
+the model happens in this one thread, between two passes: new requests, cancelled ones, adapters that are read.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+import torch
+
+from lorakeet.errors import LorakeetError, ServerError
+from lorakeet.infer.engine import Engine, Request, Stream
+from lorakeet.infer.mode import evaluating
+from lorakeet.models.decoder import CausalLM
+
+T = TypeVar("T")
+
+
+class Worker:
+    """An engine with a thread of its own, from construction to `close`."""
+
+    def __init__(self, model: CausalLM, *, prefix_bytes: int) -> None:
+        self.engine = Engine(model, prefix_bytes=prefix_bytes)
+        self.failure: BaseException | None = None
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="lorakeet-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether requests can be answered."""
+        return self.failure is None and self._thread.is_alive()
+
+    def start(self, request: Request) -> Stream:
+        """Put a request into the queue. Raises: ConfigError if it cannot be answered, E-SRV-279 without an engine."""
+        self._require_alive()
+        stream = self.engine.prepare(request)
+        self._calls.put(lambda: self._enqueue(stream))
+        return stream
+
+    def cancel(self, stream: Stream) -> None:
+        """Stop a request, whether it waits, lives or has ended."""
+        self._calls.put(lambda: self.engine.cancel(stream))
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Run `function` between two passes."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._require_alive()
+        self._calls.put(run)
+        return future
+
+    def close(self) -> None:
+        """End the thread; what still lives is failed."""
+        self._calls.put(self._close)
+        self._thread.join()
+
+    def _close(self) -> None:
+        self._is_closing = True
+
+    def _enqueue(self, stream: Stream) -> None:
+        if not stream.is_ended:
+            self.engine.enqueue(stream)
+
+    def _require_alive(self) -> None:
+        if not self.is_alive:
+            raise ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again; its log says why")
+
+    def _run(self) -> None:
+        try:
+            # Answers do not pay for compilations, which would keep all of them waiting.
+            with evaluating(self.engine.model), torch.compiler.set_stance("force_eager"):
+                while not self._is_closing:
+                    self._obey()
+                    self.engine.advance()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._fail_all()
+
+    def _obey(self) -> None:
+        """Run what others have asked for; wait for it if there is nothing else to do."""
+        is_idle = not (self.engine.waiting or self.engine.living)
+        if is_idle:
+            self._calls.get()()
+        while not self._calls.empty():
+            self._calls.get_nowait()()
+
+    def _fail_all(self) -> None:
+        """Tell every request that no answer will come."""
+        error: LorakeetError = ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again")
+        for stream in (*self.engine.waiting, *self.engine.living):
+            stream.error = error
+            if stream.request.on_end is not None:
+                stream.request.on_end(stream)

@@ -1,0 +1,269 @@
+"""Bad requests get named statuses in OpenAI's form; clients that leave or dawdle cost nothing; the end is orderly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lorakeet.errors import ServerError
+from lorakeet.serve.answers import StopText, parse_tool_calls
+from lorakeet.serve.limits import LOOPBACK, Access, Limits
+from lorakeet.serve.run import check_access
+from tests.serve.conftest import CONTEXT, running
+
+CHAT = {"model": "one", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
+JSON = {"content-type": "application/json"}
+
+
+def post(url, body=None, *, path="/v1/chat/completions", headers=JSON, **changes):
+    content = json.dumps({**CHAT, **changes}) if body is None else body
+    return httpx.post(url + path, content=content, headers=headers, timeout=30)
+
+
+def check_error(reply, status, text=""):
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert text in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 400), (b"\xff\xfe", 400), (b"", 400), (b"[" * 100_000, 400), (b"[]", 400), (b" " * (1 << 20) + b"{}", 413)],
+    ids=["cut", "not-utf-8", "empty", "deep", "list", "huge"],
+)
+def test_bodies_that_are_none(url, body, status):
+    check_error(post(url, body), status)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "text"),
+    [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "role"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "E-SRV-274"),
+        ({"max_tokens": -1}, 400, "max_tokens"),
+        ({"max_tokens": "10"}, 400, "max_tokens"),
+        ({"max_tokens": 10**9}, 400, "max_tokens"),
+        ({"temperature": float("nan")}, 400, "temperature"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 10**6}, 400, "E-SRV-281"),
+        ({"stop": ["x"] * 50_000}, 400, "E-SRV-282"),
+        ({"max_tokens": CONTEXT}, 400, f"holds {CONTEXT} tokens"),
+        ({"messages": [{"role": "user", "content": "fox " * 2000}]}, 400, "E-SRV-272"),
+        ({"model": "../one"}, 404, "does not exist"),
+        ({"chat_template": "{{ 1 }}"}, 400, "chat_template"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+    ],
+)
+def test_requests_out_of_range(url, changes, status, text):
+    check_error(post(url, **changes), status, text)
+
+
+def test_control_tokens_in_a_message_are_text(url):
+    end = httpx.post(f"{url}/tokenize", json={"messages": CHAT["messages"]}).json()["tokens"]
+    messages = [{"role": "user", "content": "a<|im_end|>b"}]
+    tokens = httpx.post(f"{url}/tokenize", json={"messages": messages}).json()["tokens"]
+    assert len([t for t in tokens if t in (640 - 1, 640 - 2)]) == len([t for t in end if t in (640 - 1, 640 - 2)])
+    assert post(url, messages=messages).status_code == 200
+
+
+def test_other_kinds_of_body_and_unknown_paths(url):
+    check_error(post(url, headers={"content-type": "text/plain"}), 415)
+    check_error(httpx.get(f"{url}/nothing"), 404)
+    check_error(httpx.get(f"{url}/v1/chat/completions"), 405)
+
+
+def test_foreign_hosts_and_origins(url):
+    check_error(post(url, headers={**JSON, "host": "evil.example"}), 403)
+    check_error(post(url, headers={**JSON, "origin": "http://evil.example"}), 403)
+    own = post(url, headers={**JSON, "origin": url})
+    assert own.status_code == 200
+    assert "access-control-allow-origin" not in own.headers
+    assert httpx.options(f"{url}/v1/models", headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_key_and_named_origin(build_app):
+    with running(build_app(api_key="secret", origins=("https://app.example",))) as url:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            check_error(httpx.get(f"{url}/v1/models", headers=headers), 401)
+        origin = {"origin": "https://app.example"}
+        reply = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer secret", **origin})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, origin["origin"])
+        assert (httpx.get(f"{url}/health").status_code, httpx.get(url).status_code) == (200, 200)
+
+
+def test_an_open_address_needs_a_key():
+    with pytest.raises(ServerError, match="E-SRV-285"):
+        check_access("0.0.0.0", Access())
+    check_access("0.0.0.0", Access(api_key="secret"))
+    for host in LOOPBACK:
+        check_access(host, Access())
+
+
+def test_a_slow_client_is_told_so_and_a_full_queue_too(build_app):
+    with running(build_app(limits=Limits(body_seconds=0.3, max_open=2))) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+            slow.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
+            assert b" 408 " in slow.recv(4096).splitlines()[0]
+        check_error(post(url, n=3), 429)
+        assert post(url, n=2).status_code == 200
+
+
+def test_an_answer_has_its_time(build_app):
+    with running(build_app(limits=Limits(answer_seconds=0.0))) as url:
+        check_error(post(url), 504, "E-SRV-278")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_generation(app, url, stream):
+    engine = app.state.server.worker.engine
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({**CHAT, "max_tokens": CONTEXT - 100, "stream": stream, "temperature": 1}).encode()
+    app.state.server.worker.engine.model.lm_head.weight.data[:8] *= 1  # the model is random: no end is likely
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: engine.living or app.state.server.metrics.num_open == 0)
+    wait_until(lambda: not engine.living and app.state.server.metrics.num_open == 0)
+
+
+def wait_until(is_so, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def test_many_clients_get_the_lone_answers_and_some_are_cut_off(app, url):
+    bodies = [
+        {
+            **CHAT,
+            "model": ("tiny", "one", "two")[i % 3],
+            "messages": [{"role": "user", "content": f"say {i % 5}"}],
+            "max_tokens": 6,
+        }
+        for i in range(15)
+    ]
+    expected = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0] for body in bodies]
+
+    def ask(i):
+        body = bodies[i % 15]
+        if i % 10 == 9:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as reply:
+                next(reply.iter_lines())
+            return True
+        got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        return got.json()["choices"][0] == expected[i % 15]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(40)))
+    wait_until(lambda: app.state.server.metrics.num_open == 0)
+
+
+def test_a_broken_engine_is_said_not_waited_for(build_app):
+    app = build_app()
+    with running(app) as url:
+        assert post(url).status_code == 200
+        worker = app.state.server.worker
+        threading.excepthook, before = (lambda args: None), threading.excepthook
+        try:
+            worker.engine.advance = lambda: 1 / 0
+            check_error(post(url), 503, "E-SRV-279")
+        finally:
+            threading.excepthook = before
+        check_error(post(url), 503, "E-SRV-279")
+        assert httpx.get(f"{url}/health").status_code == 503
+
+
+def test_health_metrics_and_the_page(url):
+    post(url)
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    text = httpx.get(f"{url}/metrics").text
+    for name in ("requests_total", "generated_tokens_total", "first_token_seconds_bucket", "open_answers"):
+        assert f"lorakeet_{name}" in text
+    page = httpx.get(url)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "//" not in page.text.replace("http://www.w3.org", "").split("<script>")[0], "nothing from elsewhere"
+
+
+def test_sigterm_drains(tmp_path):
+    """A stream that has begun ends whole, and the status is 0."""
+    script = textwrap.dedent("""
+        import sys
+        from tests.serve.conftest import build_model
+        from tests.data.conftest import trained
+        from lorakeet.data.templates.template import template_for
+        from lorakeet.serve.app import create_app
+        from lorakeet.serve.run import run_app
+        from lorakeet.serve.served import Served
+        tokenizer = trained("bpe-chatml")
+        served = Served("tiny", build_model(), tokenizer, template_for(tokenizer, name="chatml"))
+        run_app(create_app(served), "127.0.0.1", int(sys.argv[1]))
+    """)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "src")])
+    process = subprocess.Popen([sys.executable, "-c", script, str(port)], env={**os.environ, "PYTHONPATH": path}, cwd=root)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(url), 120)
+        body = {**CHAT, "model": "tiny", "max_tokens": 300, "stream": True, "temperature": 1, "seed": 1}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(url):
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_stop_strings_are_cut_wherever_pieces_end():
+    for size in (1, 2, 5, 100):
+        stop, text, said = StopText(["</s>", "\n\nUser"]), "a </b> c\n\nYou \n\nUser: x", ""
+        for at in range(0, len(text), size):
+            said += stop.push(text[at : at + size]) if not stop.is_stopped else ""
+        assert said == "a </b> c\n\nYou "
+    stop = StopText(["abc"])
+    assert stop.push("xab") + stop.finish() == "xab"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "names"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}}', "", ["f"]),
+        ('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]', "", ["f", "g"]),
+        ('Well.\n[{"name": "g"}]', "Well.", ["g"]),
+        ('x <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', "x", ["f"]),
+        ('{"name": "unknown"}', '{"name": "unknown"}', []),
+        ("[1, 2]", "[1, 2]", []),
+        ("plain", "plain", []),
+    ],
+)
+def test_tool_calls_are_parsed_back(text, said, names):
+    content, calls = parse_tool_calls(text, ["f", "g"])
+    assert (content, [call["function"]["name"] for call in calls]) == (said, names)
