@@ -59,7 +59,11 @@ class Run(RunRecord):
     """A finished or unfinished training run on disk, and what can be done with it."""
 
     def load(self) -> ChatModel:
-        """Load the base model with this run's adapter in it."""
+        """Load the base model with this run's adapter in it.
+
+        Raises: CheckpointError E-CKPT-292 if the run is not finished.
+        """
+        self.require_finished()
         config = self.config
         return chat_models.load(
             config.model,
@@ -109,6 +113,7 @@ class Run(RunRecord):
 
     def source(self) -> Source:
         """Return what an export of this run is made of."""
+        self.require_finished()
         config = self.config
         base = registry.resolve(config.model)
         tokenizer = load_tokenizer(base)
@@ -124,15 +129,15 @@ class Run(RunRecord):
         )
 
 
-def open_run(path: str | Path | None = None) -> Run:
-    """Open a run directory; the newest one under runs/ if none is named."""
-    return Run(find_run(path))
+def open_run(path: str | Path | None = None, *, finished: bool = False) -> Run:
+    """Open a run directory; the newest one under runs/ if none is named, the newest finished one if `finished`."""
+    return Run(find_run(path, finished=finished))
 
 
 def run_of(run_or_model: str | Path | None) -> Run | None:
     """Open what is named if it is a run, or the newest run if nothing is named; None for a model."""
     is_run = run_or_model is None or (Path(run_or_model) / "config.yaml").is_file()
-    return open_run(run_or_model) if is_run else None
+    return open_run(run_or_model, finished=True) if is_run else None
 
 
 def load(run_or_model: str | Path | None = None) -> ChatModel:
@@ -218,7 +223,9 @@ def check(
     if calibrate:
         try:
             result.report.cost = predict(config, prepared).to_dict()
-        except ModelError as error:  # without weights there is no prediction, and the rest of the check still counts
+        except ModelError as error:
+            if error.code != "E-MODEL-108":  # a model that cannot train; one without weights yet may still be checked
+                raise
             logger.warning("Time and memory are not predicted: %s", error)
     return result
 
@@ -273,7 +280,8 @@ def evaluate(
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Measure a run on held-out rows, its own if no `data` is named, and the base model beside it if `base`."""
-    opened = open_run(run)
+    opened = open_run(run, finished=True)
+    opened.require_finished()
     config, scores = opened.config, text_metrics(metrics)
     sources = [data] if isinstance(data, str) else data
     rows = read_held_out(list(sources), config) if sources else read_rows(config)[1]
@@ -296,7 +304,8 @@ def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = Non
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError("E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(DTYPES)}")
-    opened, output = open_run(run), Path(output)
+    opened, output = open_run(run, finished=True), Path(output)
+    opened.require_finished()
     config = opened.config
     base = registry.resolve(config.model)
     check_output(output)

@@ -44,7 +44,8 @@ class LorakeetError(ValueError):
 
     def __str__(self) -> str:
         head = " ".join(part for part in (self.code, self.place, self.message) if part)
-        text = f"{head}. {self.fix}." if self.fix else f"{head}."
+        end = "" if self.fix.endswith(("?", "!")) else "."
+        text = f"{head}. {self.fix}{end}" if self.fix else f"{head}."
         # Names and values quoted from files may hold line breaks; an error is always one line.
         return redact(" ".join(text.split()))
 

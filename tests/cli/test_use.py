@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -112,3 +113,22 @@ def test_merge_writes_a_model_that_answers_like_the_run(trained_run, capsys, tmp
     assert last_json(capsys)["answer"] == expected
     assert run(["merge", directory, "-o", str(output)]) == 2
     assert "E-CFG-48" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_says_where_and_how_to_finish_it(trained_run, tmp_path, monkeypatch, capsys):
+    """Without an adapter there is nothing to use; a bare chat takes the newest run that is finished."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run.directory, "runs/done")
+    shutil.copytree(trained_run.directory, "runs/stopped")
+    shutil.rmtree("runs/stopped/adapter")
+    for command in (
+        ["chat", "runs/stopped", "--prompt", "hi"],
+        ["merge", "runs/stopped", "-o", "out"],
+        ["evaluate", "runs/stopped"],
+    ):
+        assert run(command) == 2
+        said = capsys.readouterr().err
+        assert "E-CKPT-292 runs/stopped stopped after step 6" in said
+        assert "lorakeet train --resume -o runs/stopped" in said
+    assert run(["chat", "--prompt", "hi", "--max-new-tokens", "2", "--json"]) == 0
+    assert last_json(capsys)["run_dir"] == "runs/done"

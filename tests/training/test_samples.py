@@ -94,3 +94,16 @@ def test_the_console_shows_what_was_written_as_it_is(capsys):
         f"            answer    {'y' * 299}…",
         "            expected  z",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_steps": 1}, "warm-up of 1 steps covers all 1"),
+        ({"learning_rate": 3.0, "max_steps": 2, "warmup_steps": 1}, "far above what trains adapters"),
+    ],
+)
+def test_a_run_that_cannot_learn_says_so_before_it_starts(train, caplog, settings, said):
+    run = train(f"doubtful-{len(said)}", eval_strategy="no", **settings)
+    assert said in caplog.text
+    assert said in (run.directory / "train.log").read_text()

@@ -37,9 +37,6 @@ from lorakeet.version import __version__
 # The common base of what a wrong command line raises; typer names it publicly only through its heirs.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-TRAINS = ("train", "check")
-"""Commands whose time goes into training steps alone: generation has so many small ones that waking costs a quarter."""
-
 _INTERRUPTED = 130
 
 app = typer.Typer(
@@ -66,8 +63,7 @@ for module in (train, check, evaluate, chat, serve, merge, export, push, inspect
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    if sys.argv[1:2] and sys.argv[1] in TRAINS:
-        let_idle_threads_sleep(os.environ)
+    let_idle_threads_sleep(os.environ)
     # SIGTERM ends a command as Ctrl-C does: what is half written goes, and the status is 130.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

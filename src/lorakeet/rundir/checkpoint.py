@@ -79,14 +79,14 @@ class TrainerState:
 
 @contextmanager
 def lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory alone; another process is told who has it. A new one that stays empty goes again.
+    """Hold a run directory alone; another process is told who has it. A new one that stays empty is removed again.
 
     What killed writers left unfinished in it is deleted, since nobody can be writing any more.
     """
     holder = run_directory / ".lock.pid"
     held = FileLock(run_directory / ".lock", blocking=False)
     with durable.writing(run_directory):
-        is_new = not run_directory.exists()
+        made = [path for path in (run_directory, *run_directory.parents) if not path.exists()]
         durable.make_directory(run_directory)
         try:
             held.acquire()
@@ -106,8 +106,11 @@ def lock(run_directory: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
-        if is_new and all(path.name.startswith(".lock") for path in run_directory.iterdir()):
+        if run_directory in made and all(path.name.startswith(".lock") for path in run_directory.iterdir()):
             shutil.rmtree(run_directory)
+            with suppress(OSError):  # something else lies there by now
+                for parent in made[1:]:
+                    parent.rmdir()
 
 
 def save_checkpoint(
@@ -132,11 +135,11 @@ def save_checkpoint(
             _compare(draft, state)
         check_manifest(target)
         # Any beyond this step are damaged: resuming had passed over them.
-        obsolete = [path for path in checkpoints(run_directory) if _step(path) > step]
-        older = [path for path in checkpoints(run_directory) if _step(path) < step]
+        obsolete = [path for path in checkpoints(run_directory) if step_of(path) > step]
+        older = [path for path in checkpoints(run_directory) if step_of(path) < step]
         older = older[max(_FEWEST, keep) - 1 :] if keep is not None else []
         for path in obsolete + older:
-            if _step(path) != best_step:
+            if step_of(path) != best_step:
                 durable.remove_directory(path)
     return target
 
@@ -208,10 +211,11 @@ def checkpoints(run_directory: Path) -> list[Path]:
     """List a run's checkpoints, newest first, valid or not."""
     root = run_directory / "checkpoints"
     found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)] if root.is_dir() else []
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's directory is named after."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -331,7 +335,7 @@ def check_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError("E-CKPT-53", f"cannot be read: {error.strerror or error}", place=str(file)) from None
         if found != entry["sha256"]:
             raise CheckpointError("E-CKPT-57", "does not match its manifest (SHA-256)", place=str(file))
-    if manifest["step"] != _step(path):
+    if manifest["step"] != step_of(path):
         raise CheckpointError("E-CKPT-57", f"is of step {manifest['step']}: it was renamed", place=str(path))
     return manifest
 

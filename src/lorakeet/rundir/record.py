@@ -5,6 +5,7 @@ but config.yaml.
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lorakeet.config import RunConfig, dump_yaml, load_yaml
 from lorakeet.errors import CheckpointError
 from lorakeet.files import durable
 from lorakeet.lora.adapter import adapter_extra
+from lorakeet.rundir.checkpoint import checkpoints, step_of
 
 CONFIG = "config.yaml"
 
@@ -32,6 +34,22 @@ class RunRecord:
     def adapter_directory(self) -> Path:
         """Where the adapter lies, in PEFT's format."""
         return self.directory / "adapter"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training came to its end, so that there is an adapter to use."""
+        return self.adapter_directory.is_dir()
+
+    def require_finished(self) -> None:
+        """Raise CheckpointError E-CKPT-292 if the run was stopped before it had an adapter."""
+        if not self.is_finished:
+            steps = [step_of(path) for path in checkpoints(self.directory)]
+            raise CheckpointError(
+                "E-CKPT-292",
+                f"stopped {f'after step {max(steps)}' if steps else 'before its first checkpoint'} and has no adapter yet",
+                place=str(self.directory),
+                fix=f"Finish it: lorakeet train --resume -o {shlex.quote(str(self.directory))}",
+            )
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -61,8 +79,8 @@ class RunRecord:
         }
 
 
-def find_run(path: str | Path | None = None) -> Path:
-    """Return the directory of a run; the newest one under runs/ if none is named.
+def find_run(path: str | Path | None = None, *, finished: bool = False) -> Path:
+    """Return the directory of a run; the newest one under runs/ if none is named, the newest finished one if `finished`.
 
     Raises: CheckpointError E-CKPT-100 if `path` is no run directory, 101 if there is no run.
     """
@@ -73,7 +91,9 @@ def find_run(path: str | Path | None = None) -> Path:
     found = sorted(Path("runs").glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise CheckpointError("E-CKPT-101", "no run under runs/", fix="Train first: lorakeet train MODEL DATA")
-    return found[-1].parent
+    directories = [file.parent for file in found]
+    done = [directory for directory in directories if RunRecord(directory).is_finished] if finished else []
+    return (done or directories)[-1]
 
 
 def write_config(directory: Path, config: RunConfig, system: str | None) -> None:

@@ -10,6 +10,10 @@ from lorakeet.data.pack import packing_stats
 from lorakeet.data.prepare import PreparedData
 from lorakeet.quant.layers import num_weights
 from lorakeet.training.loop import Trainer
+from lorakeet.training.schedule import warmup_steps
+
+MOST_RATE = 0.1
+"""Learning rates above this one have never trained an adapter."""
 
 
 def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
@@ -32,3 +36,23 @@ def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
         f"{rows.num_supervised_tokens:,} of them trained on; "
         f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
     )
+
+
+def doubts(config: RunConfig, trainer: Trainer, data: PreparedData) -> list[str]:
+    """List what makes it likely that the run trains nothing, or that nobody will see what it has trained."""
+    settings, total = trainer.config, trainer.total_steps
+    found = []
+    warmup = 0 if settings.lr_scheduler_type == "constant" else warmup_steps(settings, total)
+    if warmup >= total:
+        found.append(
+            f"The warm-up of {warmup} steps covers all {total}, so hardly anything is trained: take more steps, or set "
+            "warmup_steps to 0 and warmup_ratio to 0."
+        )
+    if settings.learning_rate > MOST_RATE:
+        found.append(
+            f"The learning rate {settings.learning_rate:g} is far above what trains adapters (1e-5 to 1e-2): expect a loss "
+            "that rises. Try --lr 2e-4."
+        )
+    if settings.eval_strategy != "no" and not data.held_out:
+        found.append("No row is held out, so nothing shows whether the run gets better: name --eval-data, or give more rows.")
+    return found

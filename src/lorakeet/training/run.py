@@ -39,7 +39,7 @@ from lorakeet.rundir.record import RunRecord, with_settings, write_config
 from lorakeet.rundir.rows import SampleRow
 from lorakeet.training.adapted_layers import check_adapted_layers
 from lorakeet.training.best_evaluation import require_evaluations
-from lorakeet.training.describe import describe
+from lorakeet.training.describe import describe, doubts
 from lorakeet.training.forecast import Forecast, compare_forecast, forecast, forecast_run
 from lorakeet.training.loop import Saver, Trainer
 from lorakeet.training.parallel import require_same, shard_base, state_from_main
@@ -110,7 +110,11 @@ def _train(
     _log_setting(config, trainer)
     if resumed_from is not None:
         logger.info("Resuming from %s.", resumed_from)
+    if trainer.is_done:
+        logger.info("The run is finished: step %d of %d.", trainer.step, trainer.total_steps)
     logger.info(describe(config, trainer, data))
+    for doubt in doubts(config, trainer, data):
+        logger.warning(doubt)
     with stop.droppable():
         predicted = forecast_run(directory, trainer)
     _run_loop(directory, config, trainer, sampler, identity)
