@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := eval,gguf,loggers,optimizers,qlora,serve,docs,notebooks,dev
+EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults docs wheel-test
+.PHONY: install demo test check bench format fuzz faults exports docs wheel-test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,3 +53,7 @@ docs: install
 # minutes; FULL=--full does it), and used to check, train and merge.
 wheel-test: install
 	$(BIN)/python -m tools.wheel_test $(FULL)
+
+# Every GGUF of the demo's model in llama.cpp, in every type, over a run trained for it: about a quarter of an hour.
+exports: install
+	$(BIN)/python -m tests.exports.every_type $(RUN)

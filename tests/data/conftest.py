@@ -77,13 +77,18 @@ def phi3(phi3_bare) -> Tokenizer:
     return with_template(phi3_bare, "phi3-mini", spec=spec, stop_ids=frozenset({32000, 32001, 32007}))
 
 
-def train_bpe(control=PHI3_CONTROL, *, rstrip=False, lstrip=False) -> Tokenizer:
-    """Train a small byte-level BPE tokenizer."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+def train_bpe(control=PHI3_CONTROL, *, rstrip=False, lstrip=False, words=None) -> Tokenizer:
+    """Train a small byte-level BPE tokenizer, which finds words by the regular expression `words`, or as GPT-2 does."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        split = pre_tokenizers.Split(Regex(words), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator([CORPUS], trainer)

@@ -11,7 +11,7 @@ from lorakeet.exports.formats import find_format
 from lorakeet.exports.gguf_tokenizer import model_name
 from lorakeet.exports.llama_cpp import LlamaCppReader
 from lorakeet.exports.probes import NUM_PROBES, choose_probes
-from tests.data.conftest import trained
+from tests.data.conftest import train_bpe, trained, with_template
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
@@ -98,6 +98,23 @@ def test_every_type_is_what_the_package_gguf_makes_of_it(tmp_path, source, dtype
         exact = weights[names[tensor.name]]
         bits = {"f16": 11, "bf16": 8, "q8_0": 7, "q5_1": 4, "q5_0": 4, "q4_1": 3, "q4_0": 3}[dtype]
         assert (found - exact).abs().max() <= exact.abs().max() * 2.0**-bits
+
+
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(("words", "name"), [(CL100K, "dbrx"), (O200K, "gpt-4o")], ids=["phi-4", "phi-4-mini"])
+def test_words_are_found_as_phi4_and_phi4_mini_find_them(source, proven, words, name):
+    tokenizer = with_template(train_bpe(rstrip=True, words=words), "phi4-mini")
+    assert gguf_tokenizer.pre_name(tokenizer) == name
+    small = {**LONGROPE["rope_scaling"], "short_factor": [1.0, 1.3, 1.6], "long_factor": [2.0, 4.0, 8.0]}
+    changes = {**LONGROPE, "rope_scaling": small, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}
+    assert proven(source(tokenizer=tokenizer, **changes)) == ""
 
 
 def parts_tensors(parts):

@@ -79,8 +79,15 @@ def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
 
     take(_prompts(source.rows()), min(MAX_ROWS, count))
     num_rows = len(conversations)
-    take(dict.fromkeys(_made_up(source.system)), count)
+    swallows = any(token.rstrip for token in source.tokenizer.control_tokens.values())
+    made_up = dict.fromkeys(_made_up(source.system))
+    # White space that a control token swallows is text to programs that know no such tokens: nothing that all could pass.
+    take((one for one in made_up if not (swallows and _begins_with_space(one))), count)
     return Probes(tuple(conversations), tuple(ids), num_rows, num_unsayable)
+
+
+def _begins_with_space(conversation: Conversation) -> bool:
+    return any(message.content[:1].isspace() for message in conversation.messages)
 
 
 def _ids_of_text(source: Source, conversation: Conversation) -> list[int]:

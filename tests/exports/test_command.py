@@ -1,0 +1,70 @@
+"""`lorakeet export`: what it prints, and what it says against bad requests."""
+
+import json
+import shutil
+
+import pytest
+
+from lorakeet.cli import main
+from lorakeet.config import dump_yaml, resolve_config
+
+
+@pytest.fixture
+def run_directory(tmp_path, source):
+    parts = source()
+    directory = tmp_path / "run"
+    directory.mkdir()
+    shutil.copytree(parts.adapter, directory / "adapter")
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(30)))
+    config = resolve_config(model=str(parts.base), sections={"data": {"train": [str(tmp_path / "rows.jsonl")]}})
+    (directory / "config.yaml").write_text(dump_yaml(config))
+    return directory
+
+
+def test_an_export_ends_with_one_json_object(tmp_path, run_directory, capsys):
+    pytest.importorskip("xllamacpp")
+    output = tmp_path / "mine.gguf"
+    command = ["export", str(run_directory), "--format", "gguf", "-o", str(output), "--dtype", "f32", "--json"]
+    assert main.run(command) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["format"], said["dtype"], said["path"]) == ("gguf", "f32", str(output))
+    assert said["parity"]["num_equal_ids"] == said["parity"]["num_probes"]
+    assert said["commands"] == [f"llama-server -m {output} -c 1024 --jinja"]
+    assert main.run(command) == 2
+    assert "E-CFG-48" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--format", "ggfu", "-o", "out"], "E-EXP-201"),
+        (["--format", "gguf", "-o", "out", "--dtype", "q3_k"], "E-EXP-202"),
+        (["--format", "hf", "-o", "out.gguf"], "E-EXP-203"),
+    ],
+)
+def test_bad_requests_are_one_line(tmp_path, run_directory, monkeypatch, capsys, arguments, code):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main.run(["export", str(run_directory), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert code in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == [
+        path for path in before if "cache" not in path.parts
+    ]
+
+
+def test_a_run_without_an_adapter_and_an_adapter_of_another_base_are_refused(tmp_path, run_directory, capsys):
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(run_directory / "config.yaml", half)
+    assert main.run(["export", str(half), "--format", "gguf", "-o", str(tmp_path / "out")]) == 2
+    assert "E-ADPT-105" in capsys.readouterr().err
+    assert main.run(["export", str(tmp_path), "--format", "gguf", "-o", str(tmp_path / "out")]) == 2
+    assert "E-CKPT-100" in capsys.readouterr().err
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    assert main.run(["export", str(run_directory), "--format", "gguf", "-o", str(tmp_path / "out")]) == 2
+    assert "E-ADPT-64" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
