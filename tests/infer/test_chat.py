@@ -1,18 +1,22 @@
 """A conversation turn by turn: its prompts, its memory, and the loop that reads it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorakeet.chat_model import ChatModel
+from lorakeet.config import LoraConfig
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError
 from lorakeet.infer import chat_session as chat
-from lorakeet.infer.chat_session import ChatSession, run_chat
+from lorakeet.infer.chat_commands import run_chat
+from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.engine import generate
+from lorakeet.lora.inject import inject, lora_layers
 from tests.data.conftest import trained
 
 
@@ -130,3 +134,70 @@ def test_an_interrupted_answer_is_forgotten(session, monkeypatch):
 def test_control_tokens_in_a_question_are_text(session):
     prompt = prompt_of(session, ("user", "a<|end|>b"))
     assert prompt.count(session.chat_model.tokenizer.token_id("<|end|>")) == 1
+
+
+def test_retry_and_undo_go_back_by_one_answer(session):
+    written, noted = talk(session, "hello\n", "/retry\n", "again\n", "/undo\n", "/undo\n", "/undo\n", "/retry\n")
+    answers = written.split("\n")
+    assert answers[0] == answers[1]
+    assert session.messages == []
+    assert noted[-2:] == ["Nothing has been asked."] * 2
+
+
+def test_settings_change_what_follows(session):
+    _, noted = talk(session, "/set temperature 0.7\n", "/set max_new_tokens 3\n", "/set seed 4\n", "hello\n", "/stats\n")
+    assert (session.sampling.temperature, session.sampling.seed, session.max_new_tokens) == (0.7, 4, 3)
+    assert "answer of 3 tokens" in noted[-1]
+    _, noted = talk(session, "/set temperature hot\n", "/set colour 3\n", "/set temperature -1\n")
+    assert [note.split()[0] for note in noted] == ["E-CFG-271", "E-CFG-271", "E-CFG-82"]
+
+
+def test_a_saved_conversation_is_a_training_row_and_goes_on(session, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    _, noted = talk(session, "/system be quick\n", "hello\n", f"/save {file}\n", f"/save {file}\n", "/save\n")
+    said = list(session.messages)
+    assert [note.split()[0] for note in noted[-2:]] == ["E-CFG-272"] * 2
+    roles = [message["role"] for message in json.loads(file.read_text())["messages"]]
+    assert roles == ["system", "user", "assistant"]
+    session.reset()
+    talk(session, f"/load {file}\n")
+    assert (session.system, session.messages) == ("be quick", said)
+    _, noted = talk(session, "/load nowhere\n")
+    assert noted[0].startswith("E-CFG-273")
+
+
+def test_adapter_off_answers_as_the_base_and_compare_keeps_neither(session):
+    base = session.ask("hello").text
+    session.reset()
+    _, noted = talk(session, "/adapter off\n")
+    assert noted == ["This model has no adapter."]
+    model = inject(session.chat_model.model, LoraConfig(r=2, lora_alpha=8))
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.lora_B.normal_(std=0.3)
+    tuned = session.ask("hello").text
+    session.reset()
+    written, noted = talk(session, "/adapter off\n", "hello\n", "/adapter on\n", "/reset\n", "hello\n", "/adapter up\n")
+    assert written == f"{base}\n{tuned}\n"
+    assert base != tuned
+    assert noted[-1].startswith("E-CFG-270")
+    session.reset()
+    written, noted = talk(session, "/compare hello\n")
+    assert (written, noted[::2], session.messages) == (f"{base}\n{tuned}\n", ["Base:", "Tuned:"], [])
+
+
+def test_the_terminal_reads_several_lines_and_leaves_at_the_end():
+    toolkit = pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    from lorakeet.infer.terminal import terminal_reader
+
+    with create_pipe_input() as keys:
+        read = terminal_reader(toolkit.PromptSession, input=keys, output=DummyOutput())
+        keys.send_text("one\\\ntwo\n")
+        assert read() == "one\ntwo"
+        keys.send_text("a\x1b\rb\r")
+        assert read() == "a\nb"
+        keys.send_text("never\x03" + "\x04")
+        assert read() is None

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ def command(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN or MODEL]", help="Run directory or model; the newest run by default.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this and leave.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; - reads it from standard input.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; that of the run by default.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it, chance plays.")] = 0.0,
@@ -26,7 +27,7 @@ def command(
     """
     from lorakeet import api
     from lorakeet.errors import ConfigError
-    from lorakeet.infer.chat_session import run_chat
+    from lorakeet.infer.chat_commands import run_chat
     from lorakeet.infer.sampling import Sampling
 
     sampling = Sampling(temperature, top_p, top_k, seed)
@@ -34,8 +35,9 @@ def command(
         raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
     session = api.chat(run, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
     if prompt is None:
-        run_chat(session, _read, _write, _note)
+        run_chat(session, _reader(), _write, _note)
         return
+    prompt = sys.stdin.read() if prompt == "-" else prompt
     reply = session.ask(prompt, on_text=None if as_json else _write)
     if as_json:
         opened = api.run_of(run)
@@ -51,6 +53,19 @@ def command(
         print(json.dumps(result))
     else:
         _write("\n")
+
+
+def _reader() -> Callable[[], str | None]:
+    """Return what reads the next line: with history and completion at a terminal, if prompt_toolkit is there."""
+    try:
+        from prompt_toolkit import PromptSession
+    except ImportError:
+        return _read
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return _read
+    from lorakeet.infer.terminal import terminal_reader
+
+    return terminal_reader(PromptSession)
 
 
 def _read() -> str | None:

@@ -1,6 +1,6 @@
-"""A conversation with a model, turn by turn, and the loop that reads it from a terminal or a pipe.
+"""A conversation with a model, turn by turn.
 
-data in: lines of text → out: answers, streamed. The prompt of every turn is the whole conversation so far, encoded by
+data in: questions → out: answers, streamed. The prompt of every turn is the whole conversation so far, encoded by
 the one encode function of training.
 """
 
@@ -13,15 +13,9 @@ import torch
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
-from lorakeet.errors import LorakeetError
 from lorakeet.infer.engine import StopReason, generate
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.infer.text_stream import TextStream
-
-HELP = """/system TEXT  begin again with this system prompt; without TEXT, with none
-/reset        forget the conversation, keep the system prompt
-/help         this list
-/exit         leave (so does the end of the input)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,49 +87,3 @@ class ChatSession:
         answer = "".join(pieces)
         self.messages += [question, Message("assistant", answer)]
         return Reply(answer, len(prompt), len(generation.ids), generation.stop_reason, seconds)
-
-
-def run_chat(
-    session: ChatSession, read: Callable[[], str | None], write: Callable[[str], None], note: Callable[[str], None]
-) -> None:
-    """Read questions and commands until there are no more, and answer them.
-
-    Args:
-        read: gives the next line, or None at the end of the input.
-        write: takes the text of answers.
-        note: takes everything else there is to say: help, errors.
-    """
-    while (line := read()) is not None:
-        text = line.strip()
-        if text in ("/exit", "/quit"):
-            return
-        if text.startswith("/"):
-            _obey(session, text, note)
-        elif text:
-            _answer(session, text, write, note)
-
-
-def _obey(session: ChatSession, text: str, note: Callable[[str], None]) -> None:
-    command, _, argument = text.partition(" ")
-    if command == "/reset":
-        session.reset(session.system)
-        note("Forgotten.")
-    elif command == "/system":
-        session.reset(argument.strip() or None)
-        note("Begun again with this system prompt." if session.system else "Begun again without a system prompt.")
-    else:
-        note(HELP if command == "/help" else f"No command {command}.\n{HELP}")
-
-
-def _answer(session: ChatSession, text: str, write: Callable[[str], None], note: Callable[[str], None]) -> None:
-    try:
-        reply = session.ask(text, on_text=write)
-    except KeyboardInterrupt:
-        write("\n")
-        note("Interrupted; this question and its answer are forgotten.")
-    except LorakeetError as error:
-        note(f"{error} /reset begins again.")
-    else:
-        write("\n")
-        if reply.stop_reason == "length":
-            note("Cut off: the limit of new tokens or the model's context is reached.")
