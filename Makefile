@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults exports docs wheel-test
+.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,13 @@ bench: install
 # A fuzz target for each kind of file; a failure repeats, since the mutations are seeded.
 fuzz: install
 	LORAKEET_FUZZ_COUNT=20000 $(BIN)/pytest tests/fuzz
+
+# Whether transformers 4 loads what is merged here: in an environment of its own, which borrows the torch of the other.
+TRANSFORMERS4 := .venv-transformers4
+transformers4: install
+	$(PYTHON) -m venv $(TRANSFORMERS4)
+	$(TRANSFORMERS4)/bin/pip install --quiet --disable-pip-version-check "transformers==4.57.6" safetensors jinja2 numpy
+	$(BIN)/python -m tests.exports.transformers4 $(TRANSFORMERS4)/bin/python
 
 # Every fault thrown at training, at full size: about half an hour. One thread, since runs are forked.
 faults: install

@@ -1,6 +1,7 @@
 """A small base model on disk with a trained tokenizer, and an adapter whose updates are not zero."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -34,49 +35,49 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAKEET_CACHE", str(tmp_path / "cache"))
 
 
+def write_base(directory, dtype=torch.float32, tokenizer=None, **changes):
+    """Save a base model with transformers, and the tokenizer beside it."""
+    tokenizer = tokenizer or trained("bpe")
+    changes.setdefault("vocab_size", max(640, tokenizer.vocab_size))
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(**{**SIZES, **ids, **changes})
+    transformers.Phi3ForCausalLM(config).to(dtype).save_pretrained(directory)
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
+    names = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token") if getattr(tokenizer, key)}
+    (directory / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    (directory / "chat_template.jinja").write_text(tokenizer.chat_template)
+    stops = json.dumps({"eos_token_id": sorted(tokenizer.stop_ids)})
+    (directory / "generation_config.json").write_text(stops)
+    return directory
+
+
+def write_adapter(directory, base, **changes):
+    """Save an adapter for a base model; returns its directory and the live model."""
+    model = weights.load_model(base)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 12, **changes})
+    inject(model, config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.lora_A.normal_(std=0.2)
+            layer.lora_B.normal_(std=0.2)
+    save_adapter(
+        model, directory, config=config, base_model_name_or_path=str(base), extra={"base_hash": weights.fingerprint(base)}
+    )
+    return directory, model.eval()
+
+
 @pytest.fixture
 def base(tmp_path):
-    """Save a base model with transformers, and the tokenizer beside it."""
-
-    def build(dtype=torch.float32, tokenizer=None, **changes):
-        tokenizer = tokenizer or trained("bpe")
-        changes.setdefault("vocab_size", max(640, tokenizer.vocab_size))
-        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
-        torch.manual_seed(0)
-        config = transformers.Phi3Config(**{**SIZES, **ids, **changes})
-        directory = tmp_path / "base"
-        transformers.Phi3ForCausalLM(config).to(dtype).save_pretrained(directory)
-        (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
-        names = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token") if getattr(tokenizer, key)}
-        (directory / "tokenizer_config.json").write_text(json.dumps({**names, "tokenizer_class": "PreTrainedTokenizerFast"}))
-        (directory / "chat_template.jinja").write_text(tokenizer.chat_template)
-        stops = json.dumps({"eos_token_id": sorted(tokenizer.stop_ids)})
-        (directory / "generation_config.json").write_text(stops)
-        return directory
-
-    return build
+    """Write the base model of a test."""
+    return partial(write_base, tmp_path / "base")
 
 
 @pytest.fixture
 def adapter(tmp_path):
-    """Save an adapter for a base model; returns its directory and the live model."""
-
-    def build(base, **changes):
-        model = weights.load_model(base)
-        config = LoraConfig(**{"r": 4, "lora_alpha": 12, **changes})
-        inject(model, config)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for _, layer in lora_layers(model):
-                layer.lora_A.normal_(std=0.2)
-                layer.lora_B.normal_(std=0.2)
-        directory = tmp_path / "adapter"
-        save_adapter(
-            model, directory, config=config, base_model_name_or_path=str(base), extra={"base_hash": weights.fingerprint(base)}
-        )
-        return directory, model.eval()
-
-    return build
+    """Write the adapter of a test."""
+    return partial(write_adapter, tmp_path / "adapter")
 
 
 @pytest.fixture

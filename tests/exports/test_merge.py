@@ -215,3 +215,16 @@ def test_rejects_an_update_that_overflows(tmp_path, base, adapter):
     with pytest.raises(AdapterError, match=r"E-ADPT-109 .*torch.float16.* Merge in float32"):
         merge(directory, saved, tmp_path / "merged", dtype=torch.float16)
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_tokenizers_class_is_one_that_transformers_4_knows(tmp_path, base, adapter):
+    directory = base()
+    file = directory / "tokenizer_config.json"
+    newer = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|end|>"]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **newer}))
+    result = merge(directory, adapter(directory)[0], tmp_path / "merged")
+    written = json.loads((result.directory / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (written["extra_special_tokens"], written["additional_special_tokens"]) == ({}, ["<|end|>"])
+    config = json.loads((result.directory / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "float32"

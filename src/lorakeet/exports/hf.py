@@ -10,6 +10,7 @@ import torch
 from lorakeet.exports.artefact import EXACT, HALF, Format, Options, Reader, Source, Written
 from lorakeet.exports.merge import merge
 from lorakeet.exports.transformers_reader import TransformersReader
+from lorakeet.exports.vllm import context_notes, length_flag
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +24,8 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     inner.rmdir()
     return Written(
         dtype=merged.dtype,
-        commands=("lorakeet chat {path}", "vllm serve {path}"),
+        commands=("lorakeet chat {path}", f"vllm serve {{path}}{length_flag(source)}"),
+        notes=context_notes(source),
         limits=EXACT if merged.dtype == "float32" else HALF,
     )
 

@@ -51,7 +51,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     return Written(
         dtype="float32",
         commands=(serve_line(source, adapter),),
-        notes=(*notes, *_context_notes(source), *peft.stop_notes(source)),
+        notes=(*notes, *context_notes(source), *peft.stop_notes(source)),
         limits=peft.limits(source),
     )
 
@@ -62,17 +62,17 @@ def serve_line(source: Source, adapter: AdapterFile) -> str:
     name = source.name or "adapter"
     return (
         f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {vllm_rank(adapter)} "
-        f"--lora-modules {shlex.quote(name)}={{path}}{_length_flag(source)}"
+        f"--lora-modules {shlex.quote(name)}={{path}}{length_flag(source)}"
     )
 
 
-def _length_flag(source: Source) -> str:
+def length_flag(source: Source) -> str:
     """Keep a LongRoPE model to the length that it was trained at."""
     length = _original_length(source)
     return f" --max-model-len {length}" if length is not None else ""
 
 
-def _context_notes(source: Source) -> tuple[str, ...]:
+def context_notes(source: Source) -> tuple[str, ...]:
     length = _original_length(source)
     if length is None:
         return ()

@@ -147,7 +147,7 @@ class DecoderConfig:
         if self.rope_scaling is not None:
             values["rope_scaling"] = _longrope_to_dict(self, self.rope_scaling)
         if dtype is not None:
-            values["dtype"] = dtype
+            values |= {"dtype": dtype, "torch_dtype": dtype}  # the latter for versions before 4.56
         return values
 
 
