@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test
+.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -64,3 +64,7 @@ wheel-test: install
 # Every GGUF of the demo's model in llama.cpp, in every type, over a run trained for it: about a quarter of an hour.
 exports: install
 	$(BIN)/python -m tests.exports.every_type $(RUN)
+
+# Run the notebooks on the demo's model and keep their outputs.
+notebooks: install
+	LORAKEET_COMPILE=0 $(BIN)/python -m tools.notebooks

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorakeet import chat_model as chat_models
-from lorakeet import dist
+from lorakeet import dist, notebook
 from lorakeet.adapters.adapter_file import find_adapter
 from lorakeet.adapters.run_card import read_metrics, run_card
 from lorakeet.chat_model import ChatModel
@@ -57,6 +57,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 @dataclasses.dataclass(frozen=True)
 class Run(RunRecord):
     """A finished or unfinished training run on disk, and what can be done with it."""
+
+    def _repr_html_(self) -> str:
+        return notebook.table(["run", self.directory.name], self.summary.items())
 
     def load(self) -> ChatModel:
         """Load the base model with this run's adapter in it.

@@ -20,6 +20,7 @@ from lorakeet.data.prepare import prepare_data
 from lorakeet.data.read import read_conversations
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError
+from lorakeet.notebook import LEARNED
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +158,10 @@ def test_html_is_one_safe_page(tmp_path, model_dir):
     assert {"html", "style", "pre", "span"} <= set(tags)
     assert "&lt;script&gt;" in page
     assert page == report_html(result.report, result.shown, result.tokenizer)
+    in_notebook = result._repr_html_()
+    assert "&lt;script&gt;" in in_notebook
+    assert "<script" not in in_notebook
+    assert LEARNED in in_notebook
     with pytest.raises(ConfigError, match="E-CFG-46"):
         result.write_html(tmp_path / "no" / "r.html")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.checking.report import CheckReport, Shown, Survey
-from lorakeet.checking.show import example_text, legend, report_html, report_lines
+from lorakeet.checking.show import example_text, legend, notebook_html, report_html, report_lines
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
 from lorakeet.data.templates.template import template_for
@@ -43,6 +43,9 @@ class CheckResult:
             console.print()
         for line in report_lines(self.report):
             console.print(line)
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self.report, self.shown, self.tokenizer)
 
     def write_html(self, path: Path) -> None:
         """Write report and rows as one HTML file. Raises ConfigError if that is not possible."""

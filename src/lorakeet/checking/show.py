@@ -7,6 +7,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from lorakeet import notebook
 from lorakeet.checking.report import CheckReport, Shown
 from lorakeet.data.conversation import Example
 from lorakeet.data.tokenizer import Tokenizer
@@ -154,3 +155,15 @@ def report_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenize
         )
         blocks.append(f"<h3>{html.escape(one.conversation.place)}</h3>\n<pre>{parts}</pre>")
     return _PAGE.format(figures=html.escape("\n".join(report_lines(report))), examples="\n".join(blocks))
+
+
+def notebook_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenizer) -> str:
+    """Return the figures and the rows, what is trained on in colour, for a notebook."""
+    rows = []
+    for one in shown:
+        parts = (
+            notebook.text(_visible(text), style=notebook.LEARNED if look.startswith("supervised") else "opacity:.75")
+            for look, text in stretches(one.example, tokenizer)
+        )
+        rows.append(f"<p>{''.join(parts)}</p>")
+    return notebook.text("\n".join(report_lines(report))) + "".join(rows)

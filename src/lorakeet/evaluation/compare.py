@@ -7,6 +7,7 @@ The base model is the tuned one with its adapter switched off, so that nothing b
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.encode import Learn, encode_many
@@ -43,6 +44,12 @@ class Comparison:
     tuned: Measurement
     base: Measurement | None
     num_conversations: int
+
+    def _repr_html_(self) -> str:
+        columns = {"base": self.base, "tuned": self.tuned}
+        shown = {name: column.numbers for name, column in columns.items() if column is not None}
+        rows = ([name, *(numbers[name] for numbers in shown.values())] for name in self.tuned.numbers)
+        return notebook.table([f"{self.num_conversations} conversations", *shown], rows)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
@@ -32,6 +33,10 @@ class Reply:
     def tokens_per_second(self) -> float:
         """Answer tokens by the time from question to end, reading the prompt included."""
         return self.num_answer_tokens / self.seconds
+
+    def _repr_html_(self) -> str:
+        pace = f"\n{self.num_answer_tokens} tokens, {self.tokens_per_second:.1f} a second, ended by {self.stop_reason}"
+        return notebook.text(self.text) + notebook.text(pace, style="opacity:.6;font-size:smaller")
 
 
 @dataclass
