@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks
+.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks serve-load
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,3 +68,7 @@ exports: install
 # Run the notebooks on the demo's model and keep their outputs.
 notebooks: install
 	LORAKEET_COMPILE=0 $(BIN)/python -m tools.notebooks
+
+# A server under 10,000 requests from 32 clients, one in ten cut off: a few minutes.
+serve-load: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serve_load

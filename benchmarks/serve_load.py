@@ -1,0 +1,87 @@
+"""A server under load: many requests from many clients, one in ten cut off; answers, statuses and memory are checked.
+
+data in: numbers of requests and clients → out: a few lines; status 1 if an answer differs from the lone one or memory
+grows by more than 5 %. The model is the tests' small random one with two adapters, so that the server is what is loaded.
+
+    python -m benchmarks.serve_load --requests 10000 --clients 32
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from lorakeet.data.templates.template import template_for
+from lorakeet.lora.per_row import read_adapter
+from lorakeet.serve.app import create_app
+from lorakeet.serve.served import Served, ServedAdapter
+from tests.data.conftest import trained
+from tests.serve.conftest import build_model, running, write_adapter
+
+QUESTIONS, NAMES, GROWTH = 20, ("tiny", "one", "two"), 0.05
+
+
+def main() -> None:
+    """Load a server of this process from its own threads."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=32)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, running(create_app(_served(Path(folder)))) as url:
+        sys.exit(_load(f"{url}/v1/chat/completions", options.requests, options.clients))
+
+
+def _served(folder: Path) -> Served:
+    model, tokenizer = build_model(), trained("bpe-chatml")
+    served = Served("tiny", model, tokenizer, template_for(tokenizer, name="chatml"))
+    for seed, name in enumerate(NAMES[1:], start=1):
+        served.adapters[name] = ServedAdapter(read_adapter(model, write_adapter(folder / name, seed)), name)
+    return served
+
+
+def _load(url: str, num_requests: int, num_clients: int) -> int:
+    bodies = [
+        {"model": name, "messages": [{"role": "user", "content": f"say {i}"}], "max_tokens": 8, "temperature": 0}
+        for i in range(QUESTIONS)
+        for name in NAMES
+    ]
+    lone = [httpx.post(url, json=body, timeout=60).json()["choices"] for body in bodies]
+    clients = [httpx.Client(timeout=120) for _ in range(num_clients)]
+
+    def ask(i: int) -> str:
+        client, body = clients[i % num_clients], bodies[i % len(bodies)]
+        if i % 10 == 9:
+            with client.stream("POST", url, json={**body, "stream": True}) as reply:
+                next(reply.iter_lines())
+            return "cut off"
+        reply = client.post(url, json=body)
+        if reply.status_code != 200:
+            return str(reply.status_code)
+        return "equal" if reply.json()["choices"] == lone[i % len(bodies)] else "different"
+
+    found: dict[str, int] = {}
+    start, settled = time.perf_counter(), 0
+    with ThreadPoolExecutor(num_clients) as pool:
+        for i, outcome in enumerate(pool.map(ask, range(num_requests))):
+            found[outcome] = found.get(outcome, 0) + 1
+            if i == num_requests // 5:
+                settled = _resident_bytes()
+    for client in clients:
+        client.close()
+    seconds, growth = time.perf_counter() - start, _resident_bytes() / settled - 1
+    print(f"{num_requests} requests from {num_clients} clients in {seconds:.0f} s: {found}")
+    print(f"memory after the first fifth {settled / 2**20:.0f} MiB, at the end {growth:+.1%}")
+    return int(set(found) - {"equal", "cut off"} != set() or growth > GROWTH)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
