@@ -42,6 +42,8 @@ from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
+from lorakeet.reports.check_page import write_check_page
+from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.record import RunRecord, find_run
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.reporting import encoding_progress
@@ -177,7 +179,9 @@ def train(
     Raises: LorakeetError if the user can mend something.
     """
     config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
-    return Run(train_run(config, resume=resume, restart=restart))
+    run = Run(train_run(config, resume=resume, restart=restart))
+    write_report_of_run(run.directory)
+    return run
 
 
 def run_config(
@@ -211,6 +215,7 @@ def check(
     num_examples: int = 3,
     row: str | None = None,
     calibrate: bool = True,
+    html: str | Path | None = None,
 ) -> CheckResult:
     """Read every row as `train` does, prove what the model would be trained on, and predict time and memory.
 
@@ -218,6 +223,7 @@ def check(
         num_examples: how many rows to show.
         row: the row to show instead, as "17" or "file:17".
         calibrate: load the model and predict training from two steps.
+        html: also write the report as one page.
     The other arguments are those of `train`. Raises: LorakeetError at the first thing that is wrong.
     """
     config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
@@ -230,6 +236,8 @@ def check(
             if error.code != "E-MODEL-108":  # a model that cannot train; one without weights yet may still be checked
                 raise
             logger.warning("Time and memory are not predicted: %s", error)
+    if html is not None:
+        write_check_page(Path(html), result)
     return result
 
 
@@ -319,6 +327,12 @@ def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = Non
         return merged
     after = reference_logits(chat_models.load(str(output), bf16=config.bf16, template=config.data.template))
     return dataclasses.replace(merged, drift=measure_drift(before, after))
+
+
+def report(runs: Sequence[str | Path] = (), output: str | Path | None = None) -> Path:
+    """Write one page about a run, the newest if none is named, or about several side by side; return its path."""
+    directories = [Path(run) for run in runs] or [open_run().directory]
+    return write_comparison(directories, None if output is None else Path(output))
 
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:

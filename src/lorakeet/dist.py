@@ -228,6 +228,18 @@ def gather(tensor: "torch.Tensor") -> list["torch.Tensor"]:
     return everyone
 
 
+def gather_values(value: Value) -> list[Value]:
+    """Return in every process the values of all, which JSON must be able to hold, in the order of ranks."""
+    if not is_shared():
+        return [value]
+    import torch
+
+    text = json.dumps(value).encode()
+    lengths = [int(length) for length in gather(torch.tensor(len(text)))]
+    padded = torch.frombuffer(bytearray(text.ljust(max(lengths))), dtype=torch.uint8)
+    return [json.loads(bytes(part.tolist())) for part in gather(padded)]
+
+
 @contextmanager
 def one_of_each_machine_first() -> Iterator[None]:
     """Let one process of every machine through the block first, to fill a cache that the others then find full.

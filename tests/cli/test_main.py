@@ -117,7 +117,10 @@ def test_a_run_ends_with_json_on_stdout_alone(tmp_path, tiny_model_directory, ca
         "adapter",
         "checkpoints",
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
+        "report.html",
+        "rows.jsonl",
         "train.log",
     ]
     # A second run never overwrites the first one.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorakeet import dist
 from lorakeet.config import TrainingConfig
 from lorakeet.rundir import checkpoint
+from lorakeet.rundir.row_ledger import RowLedger
 from lorakeet.training import parallel
 from lorakeet.training.loop import Trainer
 from lorakeet.training.reporting import Reporters
@@ -50,6 +51,7 @@ def train_case(out, *, settings, lora=None, fsdp=False, held_out=0, rows=24, res
         parallel.shard_base(model)
     model.compile_layers()  # only where LORAKEET_COMPILE is not 0, as it is in the tests
     examples = ragged_rows()
+    Path(f"{out}.ledger").mkdir(exist_ok=True)
     # AdamW divides by a gradient's size: one that is zero but for rounding would move by the full rate.
     values = {
         "learning_rate": 1e-2,
@@ -64,7 +66,10 @@ def train_case(out, *, settings, lora=None, fsdp=False, held_out=0, rows=24, res
     if resume:
         path = checkpoint.checkpoints(Path(resume))[0]
         parts = {name: load_file(path / f"{name}.safetensors") for name in ("params", "moments", "rng")}
-        trainer.load_state(checkpoint.TrainerState(**parts, **json.loads((path / "state.json").read_text())))
+        values = json.loads((path / "state.json").read_text())
+        counts = checkpoint.Counts(**values.pop("counts"))
+        trainer.load_state(checkpoint.TrainerState(**parts, **values, counts=counts))
+    trainer.ledger = RowLedger(Path(f"{out}.ledger"), trainer.step)
     recorder = Recorder()
 
     def after_step(step):

@@ -146,3 +146,15 @@ def test_two_gpus_equal_one_process(run_to_end, tmp_path):
     for name in cases:
         losses = [[row["loss"] for row in rows(tmp_path, case)] for case in (name, "truth")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3), name
+
+
+@pytest.mark.parametrize("name", [name for name in SAME_AS if "one to two" not in name])
+def test_the_ledger_of_two_processes_has_the_rows_of_one(results, name):
+    def losses(case):
+        lines = (results / f"{case}.ledger" / "rows.jsonl").read_text().splitlines()
+        return {(row["epoch"], row["step"], row["place"]): row["loss"] for row in map(json.loads, lines)}
+
+    found, expected = losses(name), losses(SAME_AS[name])
+    assert len(expected) > 0
+    assert found.keys() == expected.keys()
+    assert list(found.values()) == pytest.approx([expected[key] for key in found], abs=2e-5)

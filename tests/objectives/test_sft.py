@@ -92,3 +92,20 @@ def test_the_noise_of_a_document_goes_by_its_own_length_and_by_nothing_else():
         assert 0.97 * size < document.abs().max() <= size
         assert document.abs().mean().item() == pytest.approx(size / 2, rel=0.1)  # uniform
         assert abs(document.mean().item()) < 0.1 * size
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_examples_come_from_the_same_pass_and_change_nothing(smoothing):
+    model = adapted()
+    shared = [Example([*EXAMPLES[0].input_ids, 5, 9][:6] + [token] * 4, ((2, 4), (7, 10)), f"{token}") for token in (3, 8)]
+    examples = [*EXAMPLES, *shared]
+    batch, heard = pack_for(model, examples), []
+    plain = packed_loss(model, batch, label_smoothing=smoothing)
+    ours = packed_loss(model, batch, label_smoothing=smoothing, on_losses=heard.append)
+    assert torch.equal(ours, plain)
+    alone = [packed_loss(model, pack_for(model, [example]), label_smoothing=smoothing).item() for example in examples]
+    (sums,) = heard
+    assert sums.tolist() == pytest.approx(alone, rel=1e-4)
+    with torch.no_grad():
+        packed_loss(model, batch, label_smoothing=smoothing, on_losses=heard.append)
+    assert torch.allclose(heard[1], sums)

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.checking.report import CheckReport, Shown, Survey
-from lorakeet.checking.show import example_text, legend, notebook_html, report_html, report_lines
+from lorakeet.checking.show import example_text, legend, notebook_html, report_lines
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
-from lorakeet.errors import ConfigError
 from lorakeet.models.registry import resolve
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A report, the rows to show, and the tokenizer they are shown with."""
+    """A report, the rows to show, the tokenizer they are shown with, and what was checked."""
 
     report: CheckReport
     shown: list[Shown]
     tokenizer: Tokenizer
+    config: RunConfig
 
     def print(self) -> None:
         """Print the rows and the figures; colours only if a terminal shows them."""
@@ -47,15 +47,6 @@ class CheckResult:
     def _repr_html_(self) -> str:
         return notebook_html(self.report, self.shown, self.tokenizer)
 
-    def write_html(self, path: Path) -> None:
-        """Write report and rows as one HTML file. Raises ConfigError if that is not possible."""
-        try:
-            path.write_text(report_html(self.report, self.shown, self.tokenizer), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                "E-CFG-46", f"cannot be written: {error.strerror}", place=str(path), fix="Choose another path"
-            ) from None
-
 
 def check_rows(
     config: RunConfig, *, num_examples: int = 3, row: str | None = None, on_progress: Callable[[int, int], None] | None = None
@@ -74,7 +65,7 @@ def check_rows(
     survey = Survey(num_examples, row)
     data = prepare_data(config, tokenizer, template, model_limit(directory), on_progress, survey.add)
     report = survey.report(data.findings, template=template.name, learn=config.data.learn)
-    return CheckResult(report, survey.shown, tokenizer), data
+    return CheckResult(report, survey.shown, tokenizer, config), data
 
 
 def model_limit(directory: Path) -> int | None:

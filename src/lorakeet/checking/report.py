@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lorakeet.checking.duplicates import Duplicates
 from lorakeet.checking.languages import count_scripts, guess_language
 from lorakeet.data.conversation import Conversation, Example
 from lorakeet.data.pack import fill_rows, packing_stats
@@ -57,6 +58,14 @@ class CheckReport(Findings):
     """Rows by language."""
     scripts: dict[str, float] = field(default_factory=dict)
     """Share of letters by script."""
+    num_near_duplicates: int = 0
+    """Rows that say nearly what an earlier one says."""
+    near_duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """The first of them, as (place, place of the earlier one)."""
+    num_conflicting: int = 0
+    """Rows whose prompt has another answer elsewhere."""
+    conflicts: list[list[str]] = field(default_factory=list)
+    """The first groups of rows that share a prompt and not the answer."""
     cost: dict[str, float] | None = None
     """What a run is predicted to take, filled in by whoever can run the model: seconds_per_epoch and its
     parts, tokens_per_second, peak_memory_bytes."""
@@ -92,6 +101,10 @@ class Survey:
     line_of: "array[int]" = field(default_factory=lambda: array("I"))
     languages: Counter[str] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
+    duplicates: Duplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.duplicates = Duplicates(self.place)
 
     def add(self, conversation: Conversation, example: Example | None) -> None:
         """Count one row; None stands for the example of a row that was dropped."""
@@ -101,6 +114,7 @@ class Survey:
             self.shown.append(Shown(conversation, example or Example([], (), conversation.place)))
         if example is None:
             return
+        self.duplicates.add(conversation)
         self.lengths.append(len(example.input_ids))
         self.needed.append(example.spans[-1][1])
         self.supervised += example.num_supervised_tokens
@@ -129,6 +143,7 @@ class Survey:
         limit = suggest_max_length(self.needed)
         fitting = [min(length, limit) for length in lengths]
         letters = sum(self.scripts.values()) or 1
+        num_conflicting, conflicts = self.duplicates.conflicts()
         return CheckReport(
             template,
             learn,
@@ -144,6 +159,10 @@ class Survey:
             shortest_rows=self.extremes(longest=False),
             languages=dict(self.languages.most_common()),
             scripts={name: count / letters for name, count in self.scripts.most_common()},
+            num_near_duplicates=self.duplicates.num_near,
+            near_duplicates=self.duplicates.near_duplicates(),
+            num_conflicting=num_conflicting,
+            conflicts=conflicts,
             **vars(findings),
         )
 

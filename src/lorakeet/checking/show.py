@@ -1,9 +1,8 @@
-"""How a check report and its examples look: on a terminal with or without colour, and as one HTML file.
+"""How a check report and its examples look: on a terminal with or without colour.
 
 data in: CheckReport, rows to show → out: text. Nothing is computed here.
 """
 
-import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -96,6 +95,7 @@ def report_lines(report: CheckReport) -> list[str]:
     for cost in report.truncation_cost:
         if cost["rows"]:
             lines.append(f"--max-length {cost['max_length']}: {cost['rows']:,} rows too long, {cost['tokens']:,} tokens")
+    lines += _duplicate_lines(report)
     lines.append("languages: " + ", ".join(f"{name} {count:,}" for name, count in list(report.languages.items())[:6]))
     lines.append("scripts: " + ", ".join(f"{name} {part:.1%}" for name, part in list(report.scripts.items())[:6]))
     lines.append("longest: " + ", ".join(f"{place} ({length:,})" for place, length in report.longest_rows))
@@ -124,39 +124,6 @@ def _length_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>lorakeet check</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8886; border-radius: 6px; padding: .8rem; }}
-.context {{ opacity: .65; }}
-.supervised {{ background: #3a35; font-weight: 600; }}
-.control {{ color: #37c; font-size: .85em; }}
-.supervised-control {{ color: #a2a; background: #3a35; font-size: .85em; font-weight: 600; }}
-</style></head><body>
-<h1>lorakeet check</h1>
-<pre>{figures}</pre>
-<h2>Examples</h2>
-<p><span class="supervised">trained on</span> <span class="context">context</span> <span class="control">control</span>
-<span class="supervised-control">control, trained on</span></p>
-{examples}
-</body></html>
-"""
-
-
-def report_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenizer) -> str:
-    """Return report and examples as one HTML page that needs nothing else."""
-    blocks = []
-    for one in shown:
-        parts = "".join(
-            f'<span class="{look}">{html.escape(_visible(text))}</span>' for look, text in stretches(one.example, tokenizer)
-        )
-        blocks.append(f"<h3>{html.escape(one.conversation.place)}</h3>\n<pre>{parts}</pre>")
-    return _PAGE.format(figures=html.escape("\n".join(report_lines(report))), examples="\n".join(blocks))
-
-
 def notebook_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokenizer) -> str:
     """Return the figures and the rows, what is trained on in colour, for a notebook."""
     rows = []
@@ -167,3 +134,14 @@ def notebook_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokeni
         )
         rows.append(f"<p>{''.join(parts)}</p>")
     return notebook.text("\n".join(report_lines(report))) + "".join(rows)
+
+
+def _duplicate_lines(report: CheckReport) -> list[str]:
+    lines = []
+    if report.num_near_duplicates:
+        shown = "; ".join(f"{place} is like {earlier}" for place, earlier in report.near_duplicates[:3])
+        lines.append(f"near duplicates: {report.num_near_duplicates:,}; {shown}")
+    if report.num_conflicting:
+        shown = "; ".join(", ".join(group) for group in report.conflicts[:3])
+        lines.append(f"one prompt, different answers: {report.num_conflicting:,} rows; {shown}")
+    return lines

@@ -40,9 +40,7 @@ def command(
     resolved = flags.config_from(locals())
     from lorakeet import api
 
-    result = api.check(config=resolved, num_examples=examples, row=row, calibrate=calibrate)
-    if html is not None:
-        result.write_html(html)
+    result = api.check(config=resolved, num_examples=examples, row=row, calibrate=calibrate, html=html)
     if as_json:
         print(json.dumps(result.report.to_dict()))
     else:

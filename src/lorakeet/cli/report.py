@@ -21,11 +21,9 @@ def command(
     Example: lorakeet report runs/mine
     """
     from lorakeet import api
-    from lorakeet.reports.run_report import write_comparison
     from lorakeet.reports.watch import serve
 
-    directories = list(runs or [api.open_run().directory])
     if watch:
-        serve(directories, port)
+        serve(runs or [api.open_run().directory], port)
     else:
-        print(write_comparison(directories, output))
+        print(api.report(runs or [], output))

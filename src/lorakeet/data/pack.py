@@ -32,11 +32,14 @@ class PackedBatch:
     """int64; indices of the hidden rows whose next token is a target."""
     targets_S: "torch.Tensor"
     """int64; those next tokens, or NO_TARGET in rows that only fill up."""
+    owners_S: "torch.Tensor"
+    """int64; for each target the example that learns it, by its number in the batch; 0 in rows that only fill up."""
     parents: "torch.Tensor | None"
     """int32 [D+1]; entry d + 1 is the document that document d continues, or -1; None if none continues another."""
     num_supervised_tokens: int
     num_tokens: int
     """Tokens of the examples, each counted in full however much they share."""
+    num_examples: int
 
     def to(self, device: "torch.device") -> "PackedBatch":
         """Move the batch to a device."""
@@ -44,7 +47,7 @@ class PackedBatch:
             return self
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids_T", "position_ids_T", "cu_seqlens", "supervised_S", "targets_S", "parents")
+            for name in ("input_ids_T", "position_ids_T", "cu_seqlens", "supervised_S", "targets_S", "owners_S", "parents")
         }
         return replace(self, **moved)
 
@@ -62,7 +65,7 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False, fill_up: 
     """
     import torch
 
-    stream = _Stream()
+    stream = _Stream({id(example): i for i, example in enumerate(examples)})
     if share_prefixes:
         stream.add_sharing(list(examples), depth=0, parent=-1)
     else:
@@ -77,9 +80,11 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False, fill_up: 
         cu_seqlens=torch.tensor(stream.borders, dtype=torch.int32),
         supervised_S=torch.tensor(stream.rows, dtype=torch.int64),
         targets_S=torch.tensor(stream.targets, dtype=torch.int64),
+        owners_S=torch.tensor(stream.owners, dtype=torch.int64),
         parents=torch.tensor([-1, *stream.parents], dtype=torch.int32),
         num_supervised_tokens=num_supervised_tokens,
         num_tokens=sum(len(example.input_ids) for example in examples),
+        num_examples=len(examples),
     )
 
 
@@ -96,13 +101,16 @@ LEAST_SHARED = 16
 class _Stream:
     """A token stream in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: dict[int, int]) -> None:
+        """`numbers` are the examples' places in the batch, by id()."""
+        self.numbers = numbers
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.borders = [0]
         self.parents: list[int] = []
         self.rows: list[int] = []
         self.targets: list[int] = []
+        self.owners: list[int] = []
 
     def add(self, examples: Sequence[Example], start: int, end: int, parent: int) -> int:
         """Append tokens start:end, which all `examples` have in common; return the segment's index.
@@ -120,6 +128,7 @@ class _Stream:
                 for i in range(max(first, start), min(last, end)):
                     self.rows.append(before if i == start else offset + i - 1)
                     self.targets.append(example.input_ids[i])
+                    self.owners.append(self.numbers[id(example)])
         self.borders.append(len(self.ids))
         self.parents.append(parent)
         return len(self.parents) - 1
@@ -141,6 +150,7 @@ class _Stream:
         missing = recurring_size(len(self.rows)) - len(self.rows)
         self.rows += [len(self.ids) - 1] * missing
         self.targets += [NO_TARGET] * missing
+        self.owners += [0] * missing
 
 
 def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[set[int], int]:

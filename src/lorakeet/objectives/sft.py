@@ -4,7 +4,7 @@ data in: a model, examples or a packed batch of them → out: the sum of the sup
 mean: a step divides once, by the tokens of all its micro-batches and ranks. The arithmetic is `ops/cross_entropy.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,12 +35,20 @@ def pack_for(model: CausalLM, examples: Sequence[Example], *, is_noisy: bool = F
     return pack(examples, share_prefixes=not (has_dropout or is_noisy or is_switched), fill_up=True)
 
 
-def packed_loss(model: CausalLM, batch: PackedBatch, *, label_smoothing: float = 0.0, noise_alpha: float = 0.0) -> torch.Tensor:
+def packed_loss(
+    model: CausalLM,
+    batch: PackedBatch,
+    *,
+    label_smoothing: float = 0.0,
+    noise_alpha: float = 0.0,
+    on_losses: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
     """Sum the losses of a packed batch's supervised tokens, as an fp32 scalar that gradients flow back from.
 
     Args:
         label_smoothing: the part of each target that is spread evenly over the vocabulary.
         noise_alpha: size of the noise on the embeddings; see `embedding_noise`.
+        on_losses: called with the sum of each example's losses, fp32, in the order of the batch, without gradient.
     """
     hidden_SD = model(
         batch.input_ids_T,
@@ -51,9 +59,24 @@ def packed_loss(model: CausalLM, batch: PackedBatch, *, label_smoothing: float =
         noise_TD=embedding_noise(batch, model.config.hidden_size, noise_alpha) if noise_alpha else None,
     )
     trained = [parameter for parameter in model.lm_head.parameters() if parameter.requires_grad]
-    return cross_entropy_sum(
-        hidden_SD, model.logits, batch.targets_S, vocab_size=model.config.vocab_size, trained=trained, smoothing=label_smoothing
+    losses_S = None if on_losses is None else torch.empty(len(batch.targets_S), device=batch.targets_S.device)
+    total = cross_entropy_sum(
+        hidden_SD,
+        model.logits,
+        batch.targets_S,
+        vocab_size=model.config.vocab_size,
+        trained=trained,
+        smoothing=label_smoothing,
+        losses_S=losses_S,
     )
+    if on_losses is not None and losses_S is not None:
+        on_losses(sum_by_example(batch, losses_S))
+    return total
+
+
+def sum_by_example(batch: PackedBatch, losses_S: torch.Tensor) -> torch.Tensor:
+    """Add up the losses of each example: (examples,), fp32."""
+    return losses_S.new_zeros(batch.num_examples).index_add_(0, batch.owners_S, losses_S)
 
 
 def embedding_noise(batch: PackedBatch, hidden_size: int, alpha: float) -> torch.Tensor:

@@ -25,7 +25,14 @@ Head = Callable[[Tensor], Tensor]
 
 
 def cross_entropy_sum(
-    hidden_SD: Tensor, head: Head, targets_S: Tensor, *, vocab_size: int, trained: Sequence[Tensor] = (), smoothing: float = 0.0
+    hidden_SD: Tensor,
+    head: Head,
+    targets_S: Tensor,
+    *,
+    vocab_size: int,
+    trained: Sequence[Tensor] = (),
+    smoothing: float = 0.0,
+    losses_S: Tensor | None = None,
 ) -> Tensor:
     """Sum the losses of all rows, as an fp32 scalar that gradients flow back from, to `hidden_SD` and `trained`.
 
@@ -33,14 +40,17 @@ def cross_entropy_sum(
         vocab_size: V, which says how many rows make a chunk.
         trained: the parameters of `head` that get a gradient: a weight, a bias, or what an adapter adds.
         smoothing: the part of each target that is spread evenly over the vocabulary.
+        losses_S: fp32, filled with each row's own loss; no gradient flows through it.
     """
     num_rows = max(1, CHUNK_ELEMENTS // vocab_size)
     chunks = [slice(start, start + num_rows) for start in range(0, len(targets_S), num_rows)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden_SD, *trained)):
-        return _ChunkedLoss.apply(hidden_SD, head, targets_S, chunks, smoothing, *trained)
+        return _ChunkedLoss.apply(hidden_SD, head, targets_S, chunks, smoothing, losses_S, *trained)
     total = hidden_SD.new_zeros((), dtype=torch.float32)
     for chunk in chunks:
-        total += _chunk_loss(head(hidden_SD[chunk]), targets_S[chunk], smoothing)
+        loss, losses = _chunk_loss(head(hidden_SD[chunk]), targets_S[chunk], smoothing)
+        total += loss
+        _keep(losses_S, chunk, losses)
     return total
 
 
@@ -50,14 +60,15 @@ def cross_entropy_reference(hidden_SD: Tensor, head: Head, targets_S: Tensor, sm
 
 
 @compiled
-def _chunk_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+def _chunk_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     losses = torch.logsumexp(logits, -1) - _target_logits(logits, targets, smoothing)
-    return torch.where(targets == IGNORE_INDEX, 0.0, losses).sum()
+    losses = torch.where(targets == IGNORE_INDEX, 0.0, losses)
+    return losses.sum(), losses
 
 
 @compiled
-def _chunk_loss_and_grad(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _chunk_loss_and_grad(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     dtype, logits = logits.dtype, logits.float()
     log_normaliser = torch.logsumexp(logits, -1, keepdim=True)
     losses = log_normaliser[:, 0] - _target_logits(logits, targets, smoothing)
@@ -67,7 +78,13 @@ def _chunk_loss_and_grad(logits: Tensor, targets: Tensor, smoothing: float) -> t
     if smoothing:
         wanted = wanted * (1 - smoothing) + smoothing / logits.shape[1]
     grad_logits = (torch.exp(logits - log_normaliser) - wanted) * is_supervised[:, None]
-    return torch.where(is_supervised, losses, 0.0).sum(), grad_logits.to(dtype)
+    losses = torch.where(is_supervised, losses, 0.0)
+    return losses.sum(), losses, grad_logits.to(dtype)
+
+
+def _keep(losses_S: Tensor | None, chunk: slice, losses: Tensor) -> None:
+    if losses_S is not None:
+        losses_S[chunk] = losses
 
 
 def _target_logits(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -87,6 +104,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_S: Tensor,
         chunks: Sequence[slice],
         smoothing: float,
+        losses_S: Tensor | None,
         *trained: Tensor,
     ) -> Tensor:
         total = hidden_SD.new_zeros((), dtype=torch.float32)
@@ -97,8 +115,9 @@ class _ChunkedLoss(torch.autograd.Function):
             hidden = hidden_SD[chunk].detach().requires_grad_(hidden_SD.requires_grad)
             with torch.enable_grad():
                 logits = head(hidden)
-            loss, grad_logits = _chunk_loss_and_grad(logits.detach(), targets_S[chunk], smoothing)
+            loss, losses, grad_logits = _chunk_loss_and_grad(logits.detach(), targets_S[chunk], smoothing)
             total += loss
+            _keep(losses_S, chunk, losses)
             wanted = (hidden, *trained) if grad_hidden is not None else trained
             found = list(torch.autograd.grad(logits, wanted, grad_logits))
             if grad_hidden is not None:
@@ -116,4 +135,4 @@ class _ChunkedLoss(torch.autograd.Function):
         scaled = [
             None if grad is None else (grad.float() * scales[0]).to(dtype) for grad, dtype in zip(saved, dtypes, strict=True)
         ]
-        return scaled[0], None, None, None, None, *scaled[1:]
+        return scaled[0], None, None, None, None, None, *scaled[1:]

@@ -5,15 +5,20 @@ off is shown as far as it came. How a page is written is page.py's business.
 """
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakeet import dist
+from lorakeet.errors import LorakeetError
 from lorakeet.reports.charts import charts, row_chart
 from lorakeet.reports.ledger import Ledger
 from lorakeet.reports.page import render, write_page
 from lorakeet.reports.record import Row, RunRecord, read_run
+
+logger = logging.getLogger(__name__)
 
 NUM_ANSWERS = 12
 _HASHES = ("base model", "data", "held-out data", "dtype")
@@ -25,6 +30,16 @@ def write_report(directory: Path) -> Path:
     path = directory / "report.html"
     write_page(path, report_html([directory]))
     return path
+
+
+def write_report_of_run(directory: Path) -> None:
+    """Write RUN/report.html at the end of a run, in the process that writes files; where that fails, the run still counts."""
+    if not dist.is_main():
+        return
+    try:
+        logger.info("Report: %s", write_report(directory))
+    except (LorakeetError, OSError) as error:
+        logger.warning("The report is not written: %s", error)
 
 
 def write_comparison(directories: Sequence[Path], output: Path | None = None) -> Path:

@@ -55,6 +55,8 @@ def _is_ours(path: Path) -> bool:
 _RUN_FILES = (
     "metrics.jsonl",
     "samples.jsonl",
+    "rows.jsonl",
+    "data.json",
     "prediction.json",
     "train.log",
     "logs",

@@ -35,6 +35,7 @@ from lorakeet.models.decoder import CausalLM
 from lorakeet.objectives.sft import pack_for, packed_loss
 from lorakeet.rundir.checkpoint import Counts, TrainerState, save_checkpoint
 from lorakeet.rundir.metrics_file import JsonlReporter
+from lorakeet.rundir.row_ledger import RowLedger
 from lorakeet.rundir.rows import EvaluationRow, StepRow
 from lorakeet.training.best_evaluation import BestEvaluation
 from lorakeet.training.optimizer import build_optimizer, inference_weights, set_learning_rate
@@ -142,6 +143,8 @@ class Saver:
     def save(self, trainer: "Trainer") -> None:
         """Write a checkpoint of the trainer's step."""
         state = trainer.state()
+        if trainer.ledger is not None:
+            trainer.ledger.write(sync=True)
         if self.metrics is not None:
             self.metrics.sync()
             save_checkpoint(self.run_directory, state, self.identity, self.keep, best_step=trainer.best.step)
@@ -191,6 +194,8 @@ class Trainer:
         self.elapsed_s = 0.0
         self.train_seconds = 0.0
         """Time of the steps of this process, without evaluations and saving."""
+        self.ledger: RowLedger | None = None
+        """Keeps the loss of every row, if there is one."""
         self.best = BestEvaluation.for_config(config)
         self._window = _Window()
         self._begin = time.perf_counter()
@@ -240,6 +245,8 @@ class Trainer:
                 if self._is_log_due():
                     reporters.log(row)
                     self._window.clear()
+                    if self.ledger is not None:
+                        self.ledger.write()
                 if self._is_evaluation_due():
                     self._evaluate(reporters, sampler)
                 # After all rows of this step, so that a checkpoint never knows of a row that is not on disk.
@@ -262,6 +269,8 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         outcome = self._guarded_step(micro_batches)
         self.step += 1
+        if self.ledger is not None:
+            self.ledger.end_step(self.step, 1 + (self.step - 1) // self.steps_per_epoch, micro_batches)
         self._is_evaluated = False
         self.num_tokens += outcome.num_tokens
         self.num_supervised_tokens += outcome.num_supervised_tokens
@@ -397,9 +406,16 @@ class Trainer:
                 self.optimizer,
                 config.max_grad_norm,
                 self.stop,
-                objective=partial(packed_loss, label_smoothing=config.label_smoothing_factor, noise_alpha=noise_alpha),
+                objective=partial(
+                    packed_loss,
+                    label_smoothing=config.label_smoothing_factor,
+                    noise_alpha=noise_alpha,
+                    on_losses=None if self.ledger is None else self.ledger.add,
+                ),
             )
         except KeyboardInterrupt:
+            if self.ledger is not None:
+                self.ledger.drop()
             set_rng_states(random_states)
             raise
         except TrainingError as error:

@@ -19,6 +19,7 @@ from rich.console import Console
 from lorakeet import __version__, dist
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
+from lorakeet.checking.record import DataRecord
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
 from lorakeet.files import durable
@@ -36,6 +37,7 @@ from lorakeet.rundir.identity import run_identity
 from lorakeet.rundir.log import run_log
 from lorakeet.rundir.metrics_file import JsonlReporter, Reporter
 from lorakeet.rundir.record import RunRecord, with_settings, write_config
+from lorakeet.rundir.row_ledger import RowLedger
 from lorakeet.rundir.rows import SampleRow
 from lorakeet.training.adapted_layers import check_adapted_layers
 from lorakeet.training.best_evaluation import require_evaluations
@@ -87,7 +89,8 @@ def _train(
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
         config = in_model_names(chat_model, config)
         with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
-            data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, on_progress)
+            record = DataRecord()
+            data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, on_progress, record.add)
         for line in data.findings.lines():
             logger.info("Rows: %s.", line)
         require_evaluations(config.training_config, data)
@@ -105,6 +108,7 @@ def _train(
             with durable.writing(directory):
                 move_aside(directory)
                 write_config(directory, config, data.system)
+                record.write(directory, data, chat_model.tokenizer)
     with durable.writing(directory):
         start_log(directory / "train.log")
     _log_setting(config, trainer)
@@ -194,6 +198,7 @@ def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sam
         if sampler.questions:
             opened.append(JsonlReporter(directory / "samples.jsonl", trainer.step, kinds=(SampleRow,)))
         opened += open_reporters(config, directory, trainer.step)
+    trainer.ledger = RowLedger(directory, trainer.step)
     saver = Saver(directory, identity, metrics, trainer.config.save_total_limit)
     with Reporters(*opened) as reporters:
         trainer.run(reporters, sampler=sampler, saver=saver)

@@ -1,0 +1,110 @@
+"""RUN/data.json: what a run was trained on and how it was started, for whoever reads the run directory later.
+
+data in: the prepared rows, passing by one at a time → out: one small JSON file with figures, the first rows with their masks,
+rows that share a prompt but not the answer, the command and the versions.
+"""
+
+import json
+import platform
+import shlex
+import sys
+from array import array
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakeet.checking.duplicates import Duplicates
+from lorakeet.checking.report import Shown, measure
+from lorakeet.checking.show import stretches
+from lorakeet.data.conversation import Conversation, Example
+from lorakeet.data.prepare import PreparedData
+from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.errors import redact
+from lorakeet.files import durable
+from lorakeet.version import __version__
+
+FILE = "data.json"
+NUM_SHOWN = 10
+LONGEST_SHOWN = 1500
+"""Tokens of a row that are kept to be shown."""
+
+
+@dataclass
+class DataRecord:
+    """Sees every row once; give its `add` to prepare_data as `visit`."""
+
+    shown: list[Shown] = field(default_factory=list)
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    supervised: int = 0
+    places: list[str] = field(default_factory=list)
+    duplicates: Duplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.duplicates = Duplicates(self.places.__getitem__, near=False)
+
+    def add(self, conversation: Conversation, example: Example | None) -> None:
+        """Count one row; None stands for the example of a row that was dropped."""
+        if example is None:
+            return
+        self.places.append(conversation.place)
+        self.duplicates.add(conversation)
+        self.lengths.append(len(example.input_ids))
+        self.supervised += example.num_supervised_tokens
+        if len(self.shown) < NUM_SHOWN:
+            self.shown.append(Shown(conversation, example))
+
+    def write(self, run_directory: Path, data: PreparedData, tokenizer: Tokenizer) -> None:
+        """Write RUN/data.json."""
+        content = {
+            "command": command_line(),
+            "statistics": self._statistics(data),
+            "rows": [
+                {"place": one.example.place, "parts": list(stretches(_cut(one.example), tokenizer))} for one in self.shown
+            ],
+            "conflicts": self.duplicates.conflicts()[1],
+            "versions": versions(),
+        }
+        durable.write_file(run_directory / FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _statistics(self, data: PreparedData) -> dict[str, Any]:
+        lengths = asdict(measure(self.lengths.tolist()))
+        lengths.pop("histogram")
+        findings = data.findings
+        return {
+            "rows trained on": f"{len(data.train.examples):,}",
+            "rows held out": f"{len(data.held_out):,}",
+            "tokens": f"{sum(self.lengths):,}",
+            "tokens trained on": f"{self.supervised:,} ({self.supervised / max(1, sum(self.lengths)):.0%})",
+            "lengths in tokens": ", ".join(f"{name} {value:,.0f}" for name, value in lengths.items()),
+            "shortened, dropped": f"{findings.num_truncated:,}, {findings.num_dropped:,}",
+            "exact duplicates": f"{findings.duplicates.count:,}",
+        }
+
+
+def _cut(example: Example) -> Example:
+    """Keep the first tokens of a long row."""
+    if len(example.input_ids) <= LONGEST_SHOWN:
+        return example
+    spans = tuple((start, min(end, LONGEST_SHOWN)) for start, end in example.spans if start < LONGEST_SHOWN)
+    return Example(example.input_ids[:LONGEST_SHOWN], spans, example.place)
+
+
+def command_line() -> str | None:
+    """Return the command that started this process, without secrets; None if that was not `lorakeet`."""
+    if Path(sys.argv[0]).name not in ("lorakeet", "__main__.py"):
+        return None
+    return redact(shlex.join(["lorakeet", *sys.argv[1:]]))
+
+
+def versions() -> dict[str, str]:
+    """Name what computed."""
+    import torch
+    import transformers
+
+    return {
+        "lorakeet": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
