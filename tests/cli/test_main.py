@@ -76,10 +76,10 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
         ("train", {}, "PASSIVE"),
         ("train", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
         ("train", {"GOMP_SPINCOUNT": "100"}, None),
-        ("chat", {}, None),
+        ("chat", {}, "PASSIVE"),
     ],
 )
-def test_idle_threads_sleep_where_training_runs_and_the_user_has_no_wish_of_their_own(command, own, expected):
+def test_idle_threads_sleep_unless_the_user_says_how_they_wait(command, own, expected):
     code = (
         "import os, sys\n"
         "from lorakeet.cli import main\n"

@@ -56,7 +56,7 @@ def test_chat_reads_a_pipe(trained_run, capsys, monkeypatch):
     captured = capsys.readouterr()
     half = len(captured.out) // 2
     assert captured.out[:half] == captured.out[half:] != ""
-    assert "Forgotten." in captured.err
+    assert "Conversation cleared." in captured.err
     assert ">" not in captured.out
 
 

@@ -15,10 +15,10 @@ def command(
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; - reads it from standard input.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; that of the run by default.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it, chance plays.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that reach this sum.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many likeliest tokens; 0 for all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes drawing repeatable.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: keep the most likely tokens up to this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 for all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
     """Talk to a tuned model (or any other), with /help for the commands; --prompt gives one answer.

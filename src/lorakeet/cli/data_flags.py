@@ -1,4 +1,4 @@
-"""The flags that say what to train on, the same for every command that reads rows, and where each flag goes."""
+"""The flags that `train` and `check` share: what to train on, and what decides its cost; and where each flag goes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,12 @@ System = Annotated[str | None, typer.Option(help="System prompt put in front of 
 MaxLength = Annotated[int | None, typer.Option(help="Longest conversation, in tokens.")]
 Truncation = Annotated[str | None, typer.Option(help="error, drop or truncate-left.")]
 
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Conversations in a step.")]
+Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.")]
+LoadIn4bit = Annotated[bool | None, typer.Option("--load-in-4bit", help="Load the base model in 4-bit (QLoRA).")]
+LoadIn8bit = Annotated[bool | None, typer.Option("--load-in-8bit", help="Load the base model in 8-bit.")]
 
 _KEYS = {
     "training_config": {
