@@ -81,11 +81,11 @@ class Chat:
 
     def _system(self, text: str) -> None:
         self.session.reset(text or None)
-        self.note("Begun again with this system prompt." if text else "Begun again without a system prompt.")
+        self.note("New conversation with this system prompt." if text else "New conversation without a system prompt.")
 
     def _reset(self, _: str) -> None:
         self.session.reset(self.session.system)
-        self.note("Forgotten.")
+        self.note("Conversation cleared.")
 
     def _pop(self) -> str | None:
         """Forget the last question and its answer; returns the question."""
