@@ -1,5 +1,6 @@
 """A small base model on disk with a trained tokenizer, and an adapter whose updates are not zero."""
 
+import copy
 import json
 from functools import partial
 
@@ -41,7 +42,7 @@ def write_base(directory, dtype=torch.float32, tokenizer=None, **changes):
     changes.setdefault("vocab_size", max(640, tokenizer.vocab_size))
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
     torch.manual_seed(0)
-    config = transformers.Phi3Config(**{**SIZES, **ids, **changes})
+    config = transformers.Phi3Config(**copy.deepcopy({**SIZES, **ids, **changes}))  # it changes rope_scaling in place
     transformers.Phi3ForCausalLM(config).to(dtype).save_pretrained(directory)
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer.spec))
     names = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token") if getattr(tokenizer, key)}
