@@ -25,6 +25,8 @@ EXTRAS = {
     "demo": "the embedded model",
     "loggers": "TensorBoard, Weights & Biases, MLflow, trackio",
     "serve": "an OpenAI-compatible server",
+    "chat": "line editing and history in a chat",
+    "llamacpp": "exports proven with llama.cpp",
 }
 """What each extra is for, for those who use Lorakeet; extras for its developers are left out."""
 
