@@ -29,6 +29,7 @@ from lorakeet.errors import ConfigError, MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
+from lorakeet.evaluation.tables import answers_to_dicts, to_dict
 from lorakeet.exports.artefact import Options, Source
 from lorakeet.exports.drift import measure_drift, reference_logits
 from lorakeet.exports.export import Exported
@@ -44,7 +45,7 @@ from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.reports.check_page import write_check_page
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
-from lorakeet.rundir.record import RunRecord, find_run
+from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.reporting import encoding_progress
 from lorakeet.training.run import forecast_config, train_run
@@ -305,7 +306,9 @@ def evaluate(
         batch_size=config.training_config.per_device_eval_batch_size,
         on_progress=on_progress,
     )
-    return evaluation.compare(opened.load(), with_base=base)
+    comparison = evaluation.compare(opened.load(), with_base=base)
+    keep_evaluation(opened.directory, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
+    return comparison
 
 
 def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = None) -> Merged:

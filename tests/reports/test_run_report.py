@@ -166,3 +166,13 @@ def test_a_watched_page_renews_itself(browser, address, run_directory):
     page.get_by_text("step 3, epoch 0.1").wait_for(timeout=5000)
     assert page.evaluate("lorakeet.drawn.size") == 2
     page.close()
+
+
+def test_an_evaluation_that_was_kept_is_shown(run_directory):
+    answers = [{"place": "a:1", "prompt": "Who?", "reference": "I", "base": {"text": "He"}, "tuned": {"text": "You"}}]
+    numbers = {"num_conversations": 1, "base": {"loss": 2.5}, "tuned": {"loss": 1.25}, "answers": answers}
+    (run_directory / "evaluation.json").write_text(json.dumps(numbers))
+    text = report_html([run_directory])
+    assert all(shown in text for shown in ("2.5000", "1.2500", "Who?", ">He<", ">You<"))
+    (run_directory / "evaluation.json").write_text(json.dumps(numbers | {"base": None}))
+    assert "1.2500" in report_html([run_directory])

@@ -35,7 +35,6 @@ class DataRecord:
 
     shown: list[Shown] = field(default_factory=list)
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
-    supervised: int = 0
     places: list[str] = field(default_factory=list)
     duplicates: Duplicates = field(init=False)
 
@@ -49,7 +48,6 @@ class DataRecord:
         self.places.append(conversation.place)
         self.duplicates.add(conversation)
         self.lengths.append(len(example.input_ids))
-        self.supervised += example.num_supervised_tokens
         if len(self.shown) < NUM_SHOWN:
             self.shown.append(Shown(conversation, example))
 
@@ -69,13 +67,13 @@ class DataRecord:
     def _statistics(self, data: PreparedData) -> dict[str, Any]:
         lengths = asdict(measure(self.lengths.tolist()))
         lengths.pop("histogram")
-        findings = data.findings
+        findings, supervised = data.findings, data.train.num_supervised_tokens
         return {
             "rows trained on": f"{len(data.train.examples):,}",
             "rows held out": f"{len(data.held_out):,}",
-            "tokens": f"{sum(self.lengths):,}",
-            "tokens trained on": f"{self.supervised:,} ({self.supervised / max(1, sum(self.lengths)):.0%})",
-            "lengths in tokens": ", ".join(f"{name} {value:,.0f}" for name, value in lengths.items()),
+            "tokens of an epoch": f"{data.train.num_tokens:,}",
+            "of them trained on": f"{supervised:,} ({supervised / max(1, data.train.num_tokens):.0%})",
+            "lengths of all rows in tokens": ", ".join(f"{name} {value:,.0f}" for name, value in lengths.items()),
             "shortened, dropped": f"{findings.num_truncated:,}, {findings.num_dropped:,}",
             "exact duplicates": f"{findings.duplicates.count:,}",
         }

@@ -57,6 +57,7 @@ _RUN_FILES = (
     "samples.jsonl",
     "rows.jsonl",
     "data.json",
+    "evaluation.json",
     "prediction.json",
     "train.log",
     "logs",

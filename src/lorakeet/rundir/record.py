@@ -5,18 +5,21 @@ but config.yaml.
 """
 
 import json
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorakeet.config import RunConfig, dump_yaml, load_yaml
-from lorakeet.errors import CheckpointError
+from lorakeet.errors import CheckpointError, ConfigError
 from lorakeet.files import durable
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.rundir.checkpoint import checkpoints, step_of
 
-CONFIG = "config.yaml"
+logger = logging.getLogger(__name__)
+
+CONFIG, EVALUATION = "config.yaml", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,15 @@ def write_config(directory: Path, config: RunConfig, system: str | None) -> None
     if config.data.system is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"system": system})})
     durable.write_file(directory / CONFIG, dump_yaml(with_settings(config, output_dir=None)).encode())
+
+
+def keep_evaluation(directory: Path, content: dict[str, Any]) -> None:
+    """Write the newest evaluation into the run for its report; a run that may only be read is evaluated all the same."""
+    try:
+        with durable.writing(directory):
+            durable.write_file(directory / EVALUATION, (json.dumps(content, indent=1) + "\n").encode())
+    except ConfigError as error:
+        logger.warning("The evaluation is not kept: %s", error)
 
 
 def with_settings(config: RunConfig, **changes: Any) -> RunConfig:
