@@ -106,7 +106,8 @@ class Disk:
             if leaf not in parent.names:
                 parent.change("", leaf, File())
         elif name == "mkdir":
-            parent.change("", leaf, Directory())
+            if leaf:  # the run's own directory is there from the start
+                parent.change("", leaf, Directory())
         elif name == "pwrite":
             parent.names[leaf].unsynced.append((written[1], written[0]))
         elif name == "fsync":
