@@ -15,7 +15,7 @@ from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.rundir import checkpoint
 from lorakeet.rundir.checkpoint import check_manifest, load_newest, save_checkpoint
 from lorakeet.training import loop as trainer
-from lorakeet.training.adapted_layers import check_coverage
+from lorakeet.training.adapted_layers import check_adapted_layers
 from lorakeet.training.loop import Trainer
 from lorakeet.training.reporting import Reporters
 
@@ -34,11 +34,11 @@ def test_18_a_typo_matches_nothing(make_model):
 
 
 def test_18_a_fused_layer_is_missed_in_some_layers(make_model, monkeypatch):
-    check_coverage(make_model(target_modules=TARGETS), LoraConfig(target_modules=TARGETS))
+    check_adapted_layers(make_model(target_modules=TARGETS), LoraConfig(target_modules=TARGETS))
     find = inject.find_targets
     monkeypatch.setattr(inject, "find_targets", lambda model, config: find(model, config)[:-1])
     with pytest.raises(TrainingError, match=r"E-TRAIN-18 target_modules mlp\.gate_up_proj is adapted in 1 of 2 layers"):
-        check_coverage(make_model(target_modules=TARGETS), LoraConfig(target_modules=TARGETS))
+        check_adapted_layers(make_model(target_modules=TARGETS), LoraConfig(target_modules=TARGETS))
 
 
 # 21 and 22: keys that match nothing, an adapter that is empty
