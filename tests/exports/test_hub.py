@@ -145,7 +145,7 @@ def test_the_command_and_its_cards_snippet_run_against_hf_endpoint(source, tmp_p
     (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "loss": 1.5}) + "\n")
     with hub_stand_in() as hub:
         hub.repositories["org/tiny"] = Repository(files={file.name: file.read_bytes() for file in base.iterdir()})
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         environment |= {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(map(str, filter(None, sys.path)))}
         command = [sys.executable, "-m", "lorakeet", "push", str(run), "me/mine", "--base-model", "org/tiny", "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
