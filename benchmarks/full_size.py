@@ -23,7 +23,7 @@ import torch
 from benchmarks.system import ALL_LINEAR, LR, peak_memory, peft_model
 from benchmarks.throughput import roofline_tokens_per_second
 from lorakeet.machine.hardware import best_dtype
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 
 ROW = 512
 LEARNED_SHARE = 7 / 8
@@ -103,7 +103,7 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
 
 def train(options: argparse.Namespace) -> Iterator[dict]:
     """Train; give what each step took, then a summary."""
-    config = DecoderConfig.from_directory(options.model)
+    config = load_config(options.model)
     roofline = roofline_tokens_per_second(config, options.tokens // options.passes, LEARNED_SHARE)
     torch.manual_seed(0)
     start = time.perf_counter()

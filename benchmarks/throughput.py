@@ -33,6 +33,7 @@ from benchmarks import workloads
 from benchmarks.chart import bar_chart
 from lorakeet.machine.hardware import best_dtype
 from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 from lorakeet.models.registry import resolve
 
 RESULTS = Path(__file__).parent / "results"
@@ -147,7 +148,7 @@ def case_roofline(case: Case, model: Path) -> float:
     tokens = sum(len(row.input_ids) for row in rows)
     share = sum(row.num_supervised_tokens for row in rows) / tokens
     mean_step = tokens * workloads.BATCH[case.workload] // len(rows)
-    return roofline_tokens_per_second(DecoderConfig.from_directory(model), mean_step, share)
+    return roofline_tokens_per_second(load_config(model), mean_step, share)
 
 
 def estimate_seconds(case: Case, systems: list[str], model: Path) -> float:

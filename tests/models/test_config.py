@@ -10,6 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lorakeet.errors import ModelError
 from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import config_from_json, config_to_json, load_config
 
 # What the hub's config.json files hold, in their own (old) spelling, with shorter factor lists where heads are small.
 MINI_128K = {
@@ -75,7 +76,7 @@ def theirs_of(raw):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_config_matches_transformers(kind):
-    ours, theirs = DecoderConfig.from_dict(KINDS[kind], kind), theirs_of(KINDS[kind])
+    ours, theirs = config_from_json(KINDS[kind], kind), theirs_of(KINDS[kind])
     for key in (
         "vocab_size",
         "hidden_size",
@@ -99,7 +100,7 @@ def test_config_matches_transformers(kind):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].get("rope_scaling")])
 @pytest.mark.parametrize("seq_len", [4096, 4097])
 def test_longrope_matches_transformers(kind, seq_len):
-    ours, theirs = DecoderConfig.from_dict(KINDS[kind], kind), theirs_of(KINDS[kind])
+    ours, theirs = config_from_json(KINDS[kind], kind), theirs_of(KINDS[kind])
     inv_freq, attention_factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, torch.device("cpu"), seq_len=seq_len)
     factors = ours.rope_scaling.long_factor if seq_len > 4096 else ours.rope_scaling.short_factor
     exponents = torch.arange(0, ours.rotary_dim, 2).float() / ours.rotary_dim
@@ -112,12 +113,12 @@ def test_longrope_matches_transformers(kind, seq_len):
 def test_older_names_of_longrope(key, name):
     # transformers' Phi-3 takes both names for longrope as well (5.24 only fails to find the original length with "su").
     factors = {key: MINI_128K["rope_scaling"][key] for key in ("short_factor", "long_factor")}
-    ours = DecoderConfig.from_dict({**MINI_128K, "rope_scaling": {**factors, key: name}}, name)
-    assert ours == DecoderConfig.from_dict(MINI_128K, "longrope")
+    ours = config_from_json({**MINI_128K, "rope_scaling": {**factors, key: name}}, name)
+    assert ours == config_from_json(MINI_128K, "longrope")
 
 
 def test_attention_factor_of_phi35_mini():
-    scaling = DecoderConfig.from_dict(MINI_128K, "mini-128k").rope_scaling
+    scaling = config_from_json(MINI_128K, "mini-128k").rope_scaling
     assert scaling.attention_factor == pytest.approx(1.19024, abs=5e-6)
 
 
@@ -125,23 +126,23 @@ def test_attention_factor_of_phi35_mini():
 def test_new_spelling_reads_as_the_old_one(kind, tmp_path):
     theirs_of(KINDS[kind]).save_pretrained(tmp_path)
     assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())
-    assert DecoderConfig.from_directory(tmp_path) == DecoderConfig.from_dict(KINDS[kind], kind)
+    assert load_config(tmp_path) == config_from_json(KINDS[kind], kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_to_dict_roundtrips_and_loads_in_transformers(kind, tmp_path):
-    ours = DecoderConfig.from_dict(KINDS[kind], kind)
-    (tmp_path / "config.json").write_text(json.dumps(ours.to_dict("bfloat16")))
-    assert DecoderConfig.from_directory(tmp_path) == ours
+    ours = config_from_json(KINDS[kind], kind)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(ours, "bfloat16")))
+    assert load_config(tmp_path) == ours
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert type(theirs) is transformers.Phi3Config
     assert theirs.dtype == torch.bfloat16
     theirs.save_pretrained(tmp_path / "again")
-    assert DecoderConfig.from_directory(tmp_path / "again") == ours
+    assert load_config(tmp_path / "again") == ours
 
 
 def test_keys_left_out_are_transformers_defaults():
-    ours, theirs = DecoderConfig.from_dict({"model_type": "phi3"}, "empty"), transformers.Phi3Config()
+    ours, theirs = config_from_json({"model_type": "phi3"}, "empty"), transformers.Phi3Config()
     for key in ("vocab_size", "hidden_size", "num_key_value_heads", "max_position_embeddings", "eos_token_id"):
         assert getattr(ours, key) == getattr(theirs, key)
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
@@ -198,7 +199,7 @@ LONGROPE = MINI_128K["rope_scaling"]
 )
 def test_config_rejects(changes, code, said):
     with pytest.raises(ModelError) as caught:
-        DecoderConfig.from_dict({**MINI_128K, **changes}, "there/config.json")
+        config_from_json({**MINI_128K, **changes}, "there/config.json")
     text = str(caught.value)
     assert text.startswith(f"{code} there/config.json ")
     assert said in text
@@ -208,7 +209,7 @@ def test_config_rejects(changes, code, said):
 def test_llama_from_transformers_is_refused(tmp_path):
     transformers.LlamaConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"E-MODEL-72 .*config\.json model_type is 'llama'"):
-        DecoderConfig.from_directory(tmp_path)
+        load_config(tmp_path)
 
 
 def test_config_built_in_code_is_checked_too():
@@ -232,4 +233,4 @@ def test_config_file_rejects(data, code, said, tmp_path):
     if data is not None:
         (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(ModelError, match=f"{code} .*config.json .*{said}"):
-        DecoderConfig.from_directory(tmp_path)
+        load_config(tmp_path)

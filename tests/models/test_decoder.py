@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import config_from_json
 from lorakeet.models.decoder import CausalLM
 
 SMALL = {
@@ -51,7 +51,7 @@ def pair(kind, dtype=torch.float32):
     with torch.no_grad():
         for param in theirs.parameters():
             param.normal_(0, 0.3 if param.ndim > 1 else 0.1).add_(1.0 if param.ndim == 1 else 0.0)
-    ours = CausalLM(DecoderConfig.from_dict({"model_type": "phi3", **raw}, kind))
+    ours = CausalLM(config_from_json({"model_type": "phi3", **raw}, kind))
     ours.load_state_dict(theirs.state_dict())
     return theirs.to(dtype).eval(), ours.to(dtype).eval()
 

@@ -17,6 +17,7 @@ from lorakeet.errors import ModelError
 from lorakeet.files import durable
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import fingerprint, load_model, load_weights, save_weights
 
@@ -76,7 +77,7 @@ def test_loaded_weights_do_not_change_with_the_file(save_phi3):
 def test_requires_grad_is_kept(save_phi3):
     _, directory = save_phi3(tie_word_embeddings=True)
     with torch.device("meta"):
-        model = CausalLM(DecoderConfig.from_directory(directory))
+        model = CausalLM(load_config(directory))
     model.model.norm.requires_grad_(False)
     load_weights(model, directory)
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
@@ -152,7 +153,7 @@ def test_names_that_do_not_fit_are_listed(save_phi3):
 def test_wrong_shape_is_refused_before_anything_is_loaded(save_phi3, edit_json):
     _, directory = save_phi3()
     edit_json(directory / "config.json", intermediate_size=96)
-    model = _meta(DecoderConfig.from_directory(directory))
+    model = _meta(load_config(directory))
     with pytest.raises(ModelError, match=r"E-MODEL-65 .*gate_up_proj\.weight \(160, 48\) for \(192, 48\)"):
         load_weights(model, directory)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -160,7 +161,7 @@ def test_wrong_shape_is_refused_before_anything_is_loaded(save_phi3, edit_json):
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_anything_is_loaded(save_phi3, monkeypatch):
     _, directory = save_phi3()
-    model = _meta(DecoderConfig.from_directory(directory))
+    model = _meta(load_config(directory))
     needed = sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(weights, "free_bytes", lambda: 4 * needed - 1)
     with pytest.raises(ModelError, match=r"E-MODEL-186 .*float32.*--load-in-4bit"):
@@ -168,7 +169,7 @@ def test_a_model_larger_than_the_free_memory_is_refused_before_anything_is_loade
     assert all(parameter.is_meta for parameter in model.parameters())
     load_weights(model, directory, dtype=torch.bfloat16)
     monkeypatch.setattr(weights, "free_bytes", lambda: None)
-    load_weights(_meta(DecoderConfig.from_directory(directory)), directory, dtype=torch.float32)
+    load_weights(_meta(load_config(directory)), directory, dtype=torch.float32)
 
 
 def test_untied_model_without_lm_head_is_refused(save_phi3, edit_json):

@@ -25,7 +25,7 @@ from lorakeet.files.output import check_output
 from lorakeet.lora.adapter import BASE_HASH
 from lorakeet.lora.targets import is_linear
 from lorakeet.models import registry, weights
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 from lorakeet.models.decoder import CausalLM
 
 _OVERSAMPLED, _ITERATIONS = 16, 4
@@ -105,7 +105,7 @@ def extract(base: str, tuned: str, output: str | Path, *, r: int) -> Extracted:
 def _check_same_shape(base: Path, tuned: Path) -> None:
     """Refuse models that compute differently with the same weights; token ids may differ."""
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    configs = [dataclasses.asdict(DecoderConfig.from_directory(place)) | ids for place in (base, tuned)]
+    configs = [dataclasses.asdict(load_config(place)) | ids for place in (base, tuned)]
     differing = [key for key in configs[0] if configs[0][key] != configs[1].get(key)]
     if differing:
         raise AdapterError(

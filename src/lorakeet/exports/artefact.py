@@ -18,6 +18,7 @@ from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.lora.adapter import load_adapter
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 from lorakeet.models.decoder import CausalLM
 
 
@@ -48,7 +49,7 @@ class Source:
     @cached_property
     def config(self) -> DecoderConfig:
         """The shape of the model."""
-        return DecoderConfig.from_directory(self.base)
+        return load_config(self.base)
 
     def load(self, dtype: torch.dtype | None = None) -> CausalLM:
         """Load the base with the adapter in it; without `dtype` in that of the base's weights.

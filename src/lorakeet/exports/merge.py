@@ -20,7 +20,8 @@ from lorakeet.files.output import check_output as check_output
 from lorakeet.lora.adapter import load_adapter
 from lorakeet.lora.inject import lora_layers
 from lorakeet.models import weights
-from lorakeet.models.config import DecoderConfig, read_json
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import read_json
 from lorakeet.models.decoder import CausalLM
 from lorakeet.models.tokenizer_files import copy_tokenizer
 

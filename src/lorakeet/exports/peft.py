@@ -13,7 +13,7 @@ from lorakeet.exports.artefact import EXACT, HALF, Format, Limits, Missing, Opti
 from lorakeet.exports.gate import live_dtype
 from lorakeet.exports.transformers_reader import TransformersReader
 from lorakeet.files.durable import write_file
-from lorakeet.models.config import read_json
+from lorakeet.models.config_file import read_json
 from lorakeet.models.tokenizer_files import copy_tokenizer
 
 CARD = "README.md"

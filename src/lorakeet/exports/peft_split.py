@@ -19,6 +19,7 @@ from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, 
 from lorakeet.exports.gate import live_dtype
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import config_to_json
 
 _NOT_LLAMAS = ("architectures", "model_type", "original_max_position_embeddings", "partial_rotary_factor")
 
@@ -104,7 +105,7 @@ def split_base(source: Source) -> Any:
     kinds = (transformers.LlamaConfig, transformers.LlamaForCausalLM)
     if config.sliding_window is not None:
         kinds = (transformers.MistralConfig, transformers.MistralForCausalLM)  # type: ignore[assignment]
-    values = {key: value for key, value in config.to_dict().items() if key not in _NOT_LLAMAS and value is not None}
+    values = {key: value for key, value in config_to_json(config).items() if key not in _NOT_LLAMAS and value is not None}
     if config.rope_scaling is not None:  # what Phi-3 finds beside these, Llama looks for among them
         length, factor = config.original_max_position_embeddings, config.rope_scaling.attention_factor
         scale = config.max_position_embeddings / length

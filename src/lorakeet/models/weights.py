@@ -23,7 +23,8 @@ from lorakeet.files.cache import remembered_hash
 from lorakeet.files.durable import new_file, write_file
 from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
 from lorakeet.machine.memory import free_bytes
-from lorakeet.models.config import DecoderConfig, read_json
+from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import config_to_json, load_config, read_json
 from lorakeet.models.decoder import CausalLM
 
 Put = Callable[[nn.Module, Iterable[str], torch.Tensor], torch.Tensor]
@@ -54,7 +55,7 @@ def load_model(directory: Path, *, dtype: torch.dtype | None = None, device: tor
     Raises: ModelError if the directory is no Phi-3 model or its weights are not exactly the model's.
     """
     directory = Path(directory)
-    config = DecoderConfig.from_directory(directory)
+    config = load_config(directory)
     with torch.device("meta"):
         model = CausalLM(config)
     load_weights(model, directory, dtype=dtype, device=device)
@@ -278,7 +279,7 @@ def save_weights(
             "weight_map": {name: shard for shard, shapes in shards.items() for name in shapes},
         }
         write_file(directory / INDEX, _json_bytes(index))
-    write_file(directory / "config.json", _json_bytes(config.to_dict(_short(dtype))))
+    write_file(directory / "config.json", _json_bytes(config_to_json(config, _short(dtype))))
 
 
 def _plan_shards(config: DecoderConfig, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -21,7 +21,7 @@ from lorakeet.files.durable import new_directory, require_space, write_file
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import mapped, read_header, write_tensors
 from lorakeet.models import weights
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config_file import load_config
 from lorakeet.models.decoder import CausalLM
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
@@ -40,7 +40,7 @@ def load_quantized_model(
     Raises: ModelError, as `weights.load_model`, and where a weight is not finite.
     """
     directory = Path(directory)
-    config = DecoderConfig.from_directory(directory)
+    config = load_config(directory)
     with torch.device("meta"):
         model = CausalLM(config)
     cached = cache_dir() / "quantized" / _key(directory, quantization, dtype)
