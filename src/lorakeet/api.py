@@ -15,8 +15,7 @@ import torch
 
 from lorakeet import chat_model as chat_models
 from lorakeet import dist, notebook
-from lorakeet.adapters.adapter_file import find_adapter
-from lorakeet.adapters.run_card import read_metrics, run_card
+from lorakeet.adapters.run_card import run_card
 from lorakeet.chat_model import ChatModel
 from lorakeet.checking.check import CheckResult, check_rows
 from lorakeet.config import RunConfig, resolve_config
@@ -111,10 +110,11 @@ class Run(RunRecord):
 
         Raises: ExportError, ConfigError and AdapterError, as `exports.hub.push`.
         """
-        step = adapter_extra(find_adapter(self.directory)).get("step")
+        self.require_finished()
+        step = adapter_extra(self.adapter_directory).get("step")
         source = self.source()
         source = dataclasses.replace(source, base_name=base_model or source.base_name)
-        card = run_card(self.config, read_metrics(self.directory), base_name=source.base_name, step=step)
+        card = run_card(self.config, self.metrics, base_name=source.base_name, step=step)
         return push_to_hub(source, card, repo_id, **options)
 
     def source(self) -> Source:

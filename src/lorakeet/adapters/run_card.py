@@ -4,7 +4,6 @@ data in: a run's configuration, rows of metrics and hashes → out: a Card. Name
 names alone, since where they lay is nobody's business.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lorakeet.files.durable import write_file
 from lorakeet.files.hashing import file_sha256
 from lorakeet.lora.adapter import WEIGHTS_FILE
 from lorakeet.models.registry import ALIASES, DEMO, DEMO_NAME
+from lorakeet.rundir.metrics_file import read_lines
 
 LICENSES = dict.fromkeys(ALIASES.values(), "mit") | {DEMO_NAME: "apache-2.0"}
 """Licences of the base models that we know by name."""
@@ -94,17 +94,10 @@ def write_run_card(adapter: Path, run: Path, config: RunConfig, *, base_name: st
     """Write the model card of an adapter that was just trained in `run`, whose metrics are on disk."""
     card = run_card(
         config,
-        read_metrics(run),
+        list(read_lines(run / "metrics.jsonl")),
         base_name=base_name,
         name="",
         step=step,
         hashes={"weights of the base model": base_hash, WEIGHTS_FILE: file_sha256(adapter / WEIGHTS_FILE)},
     )
     write_file(adapter / "README.md", adapter_card(card).encode())
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl; none where there is no such file yet."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]

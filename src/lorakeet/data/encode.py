@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lorakeet.data.conversation import Conversation, Example
-from lorakeet.data.templates.template import Piece, Template
+from lorakeet.data.templates.piece import Piece
+from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import WHITESPACE, Place, Tokenizer
 from lorakeet.errors import ConfigError, DataError
 

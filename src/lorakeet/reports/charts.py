@@ -1,6 +1,6 @@
 """Curves of one run or of several, small enough to be packed into a page.
 
-data in: RunRecords → out: plain values for charts.js: for each chart its title, unit and series. A series of any length
+data in: ReportedRuns → out: plain values for charts.js: for each chart its title, unit and series. A series of any length
 becomes at most MOST_POINTS points that keep its extremes. Nothing is drawn here.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lorakeet.reports.ledger import Ledger
-from lorakeet.reports.record import Row, RunRecord
+from lorakeet.reports.reported_run import ReportedRun, Row
 
 MOST_POINTS = 1200
 """Points of one series: more than a screen has columns."""
@@ -24,7 +24,7 @@ Points = tuple[Sequence[float], Sequence[float]]
 """x and y, of one length; x rises."""
 
 
-def charts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Build the charts that these runs have values for."""
     built = [
         _chart("loss", "Loss", "nats a token", "step", [line for i, run in enumerate(runs) for line in _losses(run, i, runs)]),
@@ -46,7 +46,7 @@ def row_chart(ledger: Ledger) -> dict[str, Any]:
     return _chart("rows", "Loss of every training row, lowest first", "nats a token", "% of rows", lines)
 
 
-def _losses(run: RunRecord, index: int, runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _losses(run: ReportedRun, index: int, runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     prefix = f"{run.name}: " if len(runs) > 1 else ""
     trained, held_out = points(run.steps, "loss"), points(run.evaluations, "eval_loss")
     lines = _with_mean(f"{prefix}training", 2 * index, trained, is_alone=len(runs) == 1, is_noisy=True) if trained[0] else []
@@ -65,7 +65,7 @@ def _with_mean(label: str, color: int, line: Points, *, is_alone: bool, is_noisy
 
 
 def _over_steps(
-    runs: Sequence[RunRecord], key: str, title: str, unit: str, scale: Callable[[float], float] = float
+    runs: Sequence[ReportedRun], key: str, title: str, unit: str, scale: Callable[[float], float] = float
 ) -> dict[str, Any]:
     lines = []
     for index, run in enumerate(runs):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lorakeet.checking.check import CheckResult
-from lorakeet.checking.record import command_line, versions
+from lorakeet.checking.data_record import command_line, versions
 from lorakeet.checking.show import report_lines, stretches
 from lorakeet.reports.page import render, write_page
 

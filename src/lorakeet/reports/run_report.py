@@ -16,7 +16,7 @@ from lorakeet.errors import LorakeetError
 from lorakeet.reports.charts import charts, row_chart
 from lorakeet.reports.ledger import Ledger
 from lorakeet.reports.page import render, write_page
-from lorakeet.reports.record import Row, RunRecord, read_run
+from lorakeet.reports.reported_run import ReportedRun, Row, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def report_html(directories: Sequence[Path], *, live: bool = False) -> str:
 class _View:
     """A run as the template shows it."""
 
-    run: RunRecord
+    run: ReportedRun
     ledger: Ledger
     state: str
     outcome: dict[str, float | None]
@@ -89,7 +89,7 @@ class _View:
     hashes: list[tuple[str, str]]
 
 
-def _view(run: RunRecord, ledger: Ledger) -> _View:
+def _view(run: ReportedRun, ledger: Ledger) -> _View:
     return _View(
         run=run,
         ledger=ledger,
@@ -103,7 +103,7 @@ def _view(run: RunRecord, ledger: Ledger) -> _View:
     )
 
 
-def _state(run: RunRecord) -> str:
+def _state(run: ReportedRun) -> str:
     if run.adapter_step is not None:
         step = run.last.get("step")
         return (
@@ -118,7 +118,7 @@ def _state(run: RunRecord) -> str:
     return "No step is logged yet."
 
 
-def _outcome(run: RunRecord) -> dict[str, float | None]:
+def _outcome(run: ReportedRun) -> dict[str, float | None]:
     last, held_out = run.last, {row["step"]: row["eval_loss"] for row in run.evaluations}
     elapsed = last.get("elapsed_s")
     after = held_out.get(run.adapter_step) if run.adapter_step is not None else None
@@ -136,7 +136,7 @@ def _outcome(run: RunRecord) -> dict[str, float | None]:
     }
 
 
-def _forecast(run: RunRecord) -> list[tuple[str, str, float, float | None]]:
+def _forecast(run: ReportedRun) -> list[tuple[str, str, float, float | None]]:
     """Return (what, how to write it, predicted, measured or None)."""
     predicted, measured = run.prediction.get("predicted", {}), run.prediction.get("measured", {})
     kinds = [("training time of an epoch", "duration", "training_seconds"), ("peak memory", "bytes", "peak_memory_bytes")]
@@ -154,7 +154,7 @@ class _Asked:
     place: str
 
 
-def _answers(runs: Sequence[RunRecord]) -> list[_Asked]:
+def _answers(runs: Sequence[ReportedRun]) -> list[_Asked]:
     """Put answers beside each other: of an evaluation if there is one, else of the first and the last samples."""
     if len(runs) == 1 and runs[0].evaluation.get("answers"):
         return [_evaluated(row) for row in _told_apart(runs[0].evaluation["answers"])]

@@ -1,13 +1,16 @@
 """Rows of a run on disk, one JSON object a line: metrics.jsonl and samples.jsonl.
 
-data in: rows as they come → out: lines in a file, forced to disk before a checkpoint; a resumed run takes out the lines
-that it will write again.
+data in: rows as they come → out: lines in a file, forced to disk before a checkpoint, and back. A resumed run takes out the
+lines that it will write again; a reader passes over what a crash cut.
 """
 
+import itertools
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lorakeet.files import durable
 from lorakeet.rundir.rows import EvaluationRow, Row, StepRow
@@ -33,8 +36,7 @@ class JsonlReporter(Reporter):
         """Open `path` for rows of `kinds`; rows beyond `first_step`, which a resumed run will write again, are taken out."""
         self._path, self._kinds = path, kinds
         with durable.writing(path):
-            rows = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            durable.write_file(path, b"".join(row for row in rows if first_step and _step_of(row) <= first_step))
+            drop_lines(path, first_step)
             self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
@@ -56,9 +58,35 @@ class JsonlReporter(Reporter):
             self._file.close()
 
 
+def drop_lines(path: Path, first_step: int) -> None:
+    """Take out the lines beyond `first_step`, which a resumed run will write again; all of them at step 0."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() and first_step else []
+    durable.write_file(path, b"".join(line for line in lines if _step_of(line) <= first_step))
+
+
 def _step_of(row: bytes) -> float:
     """Return the step of a line; infinity for one that a crash cut or spoiled."""
     try:
         return json.loads(row)["step"] if row.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the objects of a file, passing over lines that a crash cut or spoiled."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while lines := list(itertools.islice(file, 1000)):
+            try:
+                rows = json.loads(f"[{','.join(lines)}]")  # several times as fast as line by line
+            except (ValueError, RecursionError):
+                rows = [row for line in lines for row in _parsed(line)]
+            yield from (row for row in rows if isinstance(row, dict))
+
+
+def _parsed(line: str) -> list[Any]:
+    try:
+        return [json.loads(line)]
+    except (ValueError, RecursionError):
+        return []

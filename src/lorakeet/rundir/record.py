@@ -16,6 +16,7 @@ from lorakeet.errors import CheckpointError, ConfigError
 from lorakeet.files import durable
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.rundir.checkpoint import checkpoints, step_of
+from lorakeet.rundir.metrics_file import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ class RunRecord:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        with (self.directory / "metrics.jsonl").open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        return list(read_lines(self.directory / "metrics.jsonl"))
 
     @property
     def summary(self) -> dict[str, Any]:

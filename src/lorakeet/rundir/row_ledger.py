@@ -14,6 +14,7 @@ import torch
 from lorakeet import dist
 from lorakeet.data.conversation import Example
 from lorakeet.files import durable
+from lorakeet.rundir.metrics_file import drop_lines
 
 FILE = "rows.jsonl"
 
@@ -31,8 +32,7 @@ class RowLedger:
     def _begin(self, first_step: int) -> None:
         """Keep the lines up to `first_step`; those beyond come again."""
         with durable.writing(self._path):
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() and first_step else []
-            durable.write_file(self._path, b"".join(line for line in lines if _step_of(line) <= first_step))
+            drop_lines(self._path, first_step)
 
     def add(self, sums: torch.Tensor) -> None:
         """Take the sums of losses of one micro-batch's rows, still on their device."""
@@ -62,11 +62,3 @@ class RowLedger:
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
-
-
-def _step_of(line: bytes) -> float:
-    """Return the step of a line; infinity for one that a crash cut or spoiled."""
-    try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -296,7 +297,7 @@ def _event(value: dict[str, Any], kind: str | None = None) -> str:
     return f"{head}data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-class _Form:
+class _Form(ABC):
     """How an answer is written: whole, or as events."""
 
     with_logprobs = False
@@ -304,14 +305,14 @@ class _Form:
     def opening(self, n: int) -> list[str]:
         return []
 
-    def events(self, delta: Delta) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def events(self, delta: Delta) -> list[str]: ...
 
-    def closing(self, usage: dict[str, Any], *, include_usage: bool) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def closing(self, usage: dict[str, Any], *, include_usage: bool) -> list[str]: ...
 
-    def whole(self, parts: list[list[Delta]], usage: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def whole(self, parts: list[list[Delta]], usage: dict[str, Any]) -> dict[str, Any]: ...
 
 
 class _CompletionForm(_Form):
@@ -338,8 +339,8 @@ class _CompletionForm(_Form):
         choices = [self.choice(at, deltas) for at, deltas in enumerate(parts)]
         return {**self.head(self.name), "choices": choices, "usage": usage}
 
-    def choice(self, at: int, deltas: list[Delta]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def choice(self, at: int, deltas: list[Delta]) -> dict[str, Any]: ...
 
 
 class _ChatForm(_CompletionForm):

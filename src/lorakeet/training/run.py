@@ -19,7 +19,7 @@ from rich.console import Console
 from lorakeet import __version__, dist
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
-from lorakeet.checking.record import DataRecord
+from lorakeet.checking.data_record import DataRecord
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
 from lorakeet.files import durable

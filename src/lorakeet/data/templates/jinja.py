@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import IO, Any
 
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.data.templates.template import Piece
+from lorakeet.data.templates.piece import Piece
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError, ModelError
 

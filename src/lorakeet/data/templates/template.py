@@ -11,25 +11,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lorakeet.data.conversation import Conversation, Message
+from lorakeet.data.templates.piece import Kind, Piece
 from lorakeet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lorakeet.data.tokenizer import Tokenizer
-
-Kind = Literal["control", "context", "answer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of rendered text."""
-
-    text: str
-    kind: Kind
-    turn: int = -1
-    """Index of the assistant message whose answer, or end token, this is."""
 
 
 class Template(Protocol):

@@ -1,12 +1,10 @@
 """What a run directory says about its run, however the run ended.
 
-data in: a run directory → out: RunRecord. Files that are missing are left out; lines that a crash cut or spoiled are
+data in: a run directory → out: ReportedRun. Files that are missing are left out; lines that a crash cut or spoiled are
 passed over. Nothing of the model is loaded.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from lorakeet.config import load_yaml
 from lorakeet.errors import CheckpointError, LorakeetError
 from lorakeet.rundir import checkpoint
+from lorakeet.rundir.metrics_file import read_lines
 
 Row = dict[str, Any]
 
@@ -21,7 +20,7 @@ _NEEDED = {"metrics.jsonl": ("step",), "samples.jsonl": ("step", "prompt", "text
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class ReportedRun:
     """All that a report shows of one run."""
 
     name: str
@@ -50,7 +49,7 @@ class RunRecord:
         return self.steps[-1] if self.steps else {}
 
 
-def read_run(directory: Path) -> RunRecord:
+def read_run(directory: Path) -> ReportedRun:
     """Read a run directory.
 
     Raises: CheckpointError E-CKPT-100 if it is none, ConfigError if its config.yaml cannot be read.
@@ -59,7 +58,7 @@ def read_run(directory: Path) -> RunRecord:
         raise CheckpointError("E-CKPT-100", "is no run directory: it has no config.yaml", place=str(directory))
     rows = _rows(directory / "metrics.jsonl")
     newest = _newest_manifest(directory)
-    return RunRecord(
+    return ReportedRun(
         name=directory.resolve().name,
         directory=directory,
         config=load_yaml(directory / "config.yaml"),
@@ -79,27 +78,7 @@ def read_run(directory: Path) -> RunRecord:
 
 def _rows(path: Path) -> list[Row]:
     needed = _NEEDED.get(path.name, ())
-    return [row for row in _lines(path) if all(key in row for key in needed)]
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    """Read the objects of a file, passing over lines that a crash cut or spoiled."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while lines := list(itertools.islice(file, 1000)):
-            try:
-                rows = json.loads(f"[{','.join(lines)}]")  # several times as fast as line by line
-            except (ValueError, RecursionError):
-                rows = [row for line in lines for row in _parsed(line)]
-            yield from (row for row in rows if isinstance(row, dict))
-
-
-def _parsed(line: str) -> list[Any]:
-    try:
-        return [json.loads(line)]
-    except (ValueError, RecursionError):
-        return []
+    return [row for row in read_lines(path) if all(key in row for key in needed)]
 
 
 def _object(path: Path) -> dict[str, Any]:
