@@ -66,7 +66,7 @@ class Run(RunRecord):
     def load(self) -> ChatModel:
         """Load the base model with this run's adapter in it.
 
-        Raises: CheckpointError E-CKPT-292 if the run is not finished.
+        Raises: AdapterError E-ADPT-105 if the run is not finished.
         """
         self.require_finished()
         config = self.config

@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_says_where_and_how_to_finish_it(trained_run, tmp
     ):
         assert run(command) == 2
         said = capsys.readouterr().err
-        assert "E-CKPT-292 runs/stopped stopped after step 6" in said
+        assert "E-ADPT-105 runs/stopped stopped after step 6" in said
         assert "lorakeet train --resume -o runs/stopped" in said
     assert run(["chat", "--prompt", "hi", "--max-new-tokens", "2", "--json"]) == 0
     assert last_json(capsys)["run_dir"] == "runs/done"

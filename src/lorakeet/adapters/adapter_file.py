@@ -22,6 +22,7 @@ from lorakeet.lora.starts import loftq
 from lorakeet.lora.targets import target_of
 from lorakeet.lora.tensor_file import read_tensors, write_tensors
 from lorakeet.models.tokenizer_files import copy_tokenizer
+from lorakeet.rundir.record import CONFIG, RunRecord
 
 LINEAR, EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
 _FOLDED = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
@@ -92,10 +93,8 @@ def find_adapter(path: str | Path) -> Path:
     for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
-    if (path / "config.yaml").is_file():
-        raise AdapterError(
-            "E-ADPT-105", "the run has no adapter yet", place=str(path), fix="Finish it: lorakeet train --resume"
-        )
+    if (path / CONFIG).is_file():
+        RunRecord(path).require_finished()
     weights_path(path)  # says what is wrong with a directory that almost is one
     raise AdapterError("E-ADPT-105", "has no adapter_config.json", place=str(path), fix="Name a run or an adapter directory")
 

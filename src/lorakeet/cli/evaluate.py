@@ -27,7 +27,7 @@ def command(
     from lorakeet import api
     from lorakeet.evaluation.tables import answers_to_dicts, live_progress, print_comparison, to_dict
 
-    opened = api.open_run(run)
+    opened = api.open_run(run, finished=True)
     with live_progress() as on_progress:
         comparison = opened.evaluate(
             data or None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.config import RunConfig, dump_yaml, load_yaml
-from lorakeet.errors import CheckpointError, ConfigError
+from lorakeet.errors import AdapterError, CheckpointError, ConfigError
 from lorakeet.files import durable
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.rundir.checkpoint import checkpoints, step_of
@@ -45,11 +45,11 @@ class RunRecord:
         return self.adapter_directory.is_dir()
 
     def require_finished(self) -> None:
-        """Raise CheckpointError E-CKPT-292 if the run was stopped before it had an adapter."""
+        """Raise AdapterError E-ADPT-105 if the run was stopped before it had an adapter."""
         if not self.is_finished:
             steps = [step_of(path) for path in checkpoints(self.directory)]
-            raise CheckpointError(
-                "E-CKPT-292",
+            raise AdapterError(
+                "E-ADPT-105",
                 f"stopped {f'after step {max(steps)}' if steps else 'before its first checkpoint'} and has no adapter yet",
                 place=str(self.directory),
                 fix=f"Finish it: lorakeet train --resume -o {shlex.quote(str(self.directory))}",

@@ -16,12 +16,14 @@ from lorakeet.serve.served import Served, ServedAdapter
 
 
 def load_served(runs: Sequence[str] = (), *, load_in_4bit: bool = False) -> Served:
-    """Load runs over one base, or a model; the newest run where nothing is named.
+    """Load runs over one base, or a model; the newest finished run if nothing is named.
 
     Raises: ServerError E-SRV-286 for different bases; errors of what is loaded.
     """
     models = [name for name in runs if not (Path(name) / CONFIG).is_file()]
-    records = [RunRecord(find_run(name)) for name in (runs or (None,)) if name not in models]
+    records = [RunRecord(find_run(name, finished=True)) for name in (runs or (None,)) if name not in models]
+    for record in records:
+        record.require_finished()
     configs = [record.config for record in records]
     bases = {(name, None) for name in models} | {(config.model, config.quantization_config) for config in configs}
     names = sorted({name for name, _ in bases})
