@@ -264,7 +264,7 @@ def serve(
     limits: "Limits | None" = None,
     load_in_4bit: bool = False,
 ) -> None:
-    """Answer OpenAI's clients until told to stop: runs over one base, or a model; the newest run where nothing is named.
+    """Answer OpenAI's clients until a signal stops it: runs over one base, or a model; the newest run if nothing is named.
 
     Raises: MissingExtraError without FastAPI and uvicorn; ServerError if the address needs a key, or bases differ.
     """

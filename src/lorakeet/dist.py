@@ -1,6 +1,6 @@
-"""Which of how many processes this is, and the little they have to tell each other.
+"""Which of how many processes this is, and the little they exchange.
 
-torchrun starts the processes, on one machine or on several, and says to each where it stands; `processes` joins them.
+torchrun starts the processes, on one machine or on several, and gives each its number; `processes` joins them.
 data in: a number, a short value or tensors of one process → out: those of all. With a single process, and without
 torch, every function here does the obvious. Nothing is pickled: values travel as JSON. Knows nothing of models.
 
@@ -65,7 +65,7 @@ def _from_torchrun(name: str, alone: int) -> int:
 
 
 def device() -> str:
-    """Name the device of this process: a GPU of its own where there are GPUs."""
+    """Name the device of this process: a GPU of its own if there are GPUs."""
     import torch
 
     if not torch.cuda.is_available():
@@ -149,13 +149,13 @@ def _exit_status(error: BaseException) -> int:
 
 
 def _first_failure(store: "Store", status: int) -> int | None:
-    """Note that this process fails; return the exit status of the one that failed first, None where it is this one."""
+    """Note that this process fails; return the exit status of the one that failed first, None if it is this one."""
     try:
         if store.add(_FAILURES, 1) == 1:
             store.set(_STATUS, str(status))
             return None
         return int(store.get(_STATUS))
-    except RuntimeError:  # whoever kept the store is gone, and with it whoever else could tell
+    except RuntimeError:  # whoever kept the store is gone, and with it whoever else knew
         return None
 
 
@@ -166,7 +166,7 @@ def _is_lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text
 
 
-# --- What they tell each other ---------------------------------------------------------------------------------------
+# --- What they exchange -----------------------------------------------------------------------------------------------
 
 
 def barrier() -> None:

@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 class LorakeetError(ValueError):
-    """Say in one line what is wrong, where, and what to do about it."""
+    """Return one line: what is wrong, where, and what to do about it."""
 
     family = ""
     """What stands between E- and the number in the codes of this kind."""

@@ -6,7 +6,7 @@ data in: names and values → out: HTML that needs nothing else; every value is 
 import html
 from collections.abc import Iterable, Sequence
 
-LEARNED = "background:#2e9e4f33;border-radius:2px"
+SUPERVISED = "background:#2e9e4f33;border-radius:2px"
 """Style of what is trained on; half transparent, so that it is readable on light and dark pages."""
 
 

@@ -19,7 +19,7 @@ from lorakeet.data.prepare import prepare_data
 from lorakeet.data.read import read_conversations
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError
-from lorakeet.notebook import LEARNED
+from lorakeet.notebook import SUPERVISED
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_a_notebook_shows_text_alone(tmp_path, model_dir):
     in_notebook = check(model_dir, write(tmp_path / "a.jsonl", [(hostile, hostile)]))._repr_html_()
     assert "&lt;script&gt;" in in_notebook
     assert "<script" not in in_notebook
-    assert LEARNED in in_notebook
+    assert SUPERVISED in in_notebook
 
 
 def test_rows_to_show(tmp_path, model_dir):

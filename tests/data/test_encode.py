@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from lorakeet.data.conversation import Conversation, Example, Message, with_system_prompt
 from lorakeet.data.encode import encode, encode_many, fit_length
 from lorakeet.data.prove import prove
-from lorakeet.data.templates.template import LAYOUTS, template_for
+from lorakeet.data.templates.known import LAYOUTS
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError
 from tests.data.conftest import CHATML_CONTROL, PHI3_CONTROL, trained
 

@@ -9,7 +9,8 @@ from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
 from lorakeet.data.prove import prove
 from lorakeet.data.templates.jinja import JinjaTemplate
-from lorakeet.data.templates.template import KNOWN_TEXTS, normalized_hash, template_for
+from lorakeet.data.templates.known import KNOWN_TEXTS, normalized_hash
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import TEMPLATES, trained, with_template
 from tests.data.oracle import Oracle, random_conversation

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.data.templates.template import LAYOUTS
+from lorakeet.data.templates.known import LAYOUTS
 from lorakeet.errors import DataError, ExportError
 from lorakeet.exports import gate, ollama
 from lorakeet.exports.artefact import EXACT, Options

@@ -7,6 +7,7 @@ import torch
 
 from lorakeet.config import QuantizationConfig
 from lorakeet.errors import ModelError
+from lorakeet.files.cache import is_whole
 from lorakeet.models.weights import load_model
 from lorakeet.quant import loading as quantized
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
@@ -85,7 +86,7 @@ def test_damaged_cache_is_made_again(save_phi3, own_cache, damage):
     _, directory = save_phi3(f"model-{damage.replace(' ', '-')}", initializer_range=0.01 + len(damage) / 100)
     first = load_quantized_model(directory, NF4, dtype=torch.bfloat16)
     home = own_cache / "quantized" / quantized._key(directory, NF4, torch.bfloat16)
-    file, digest = home / "model.safetensors", home / "sha256.json"
+    file, digest = home / "model.safetensors", home / "lorakeet.json"
     data = bytearray(file.read_bytes())
     if damage == "flip":
         data[-100] ^= 1
@@ -97,7 +98,7 @@ def test_damaged_cache_is_made_again(save_phi3, own_cache, damage):
     else:
         digest.write_text("[1]")
     assert same_state(first, load_quantized_model(directory, NF4, dtype=torch.bfloat16))
-    assert quantized._is_whole(home)
+    assert is_whole(home)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(save_phi3, tmp_path, monkeypatch):

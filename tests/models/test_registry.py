@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 from lorakeet.errors import MissingExtraError, ModelError
-from lorakeet.models import registry
+from lorakeet.files.cache import is_whole
 from lorakeet.models.registry import ALIASES, demo_model, resolve
 
 
@@ -272,7 +272,7 @@ def test_conversions_at_once_end_in_one_whole_directory(small_package, monkeypat
         directories = {future.result() for future in [pool.submit(demo_model) for _ in range(4)]}
     assert len(directories) == 1
     [directory] = directories
-    assert registry._is_whole(directory)
+    assert is_whole(directory)
     assert sorted(file.name for file in directory.parent.iterdir()) == sorted([directory.name, "hashes"])
 
 

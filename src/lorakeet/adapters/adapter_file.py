@@ -74,7 +74,7 @@ class AdapterFile:
     base_name: str | None
     """What the adapter calls its base model."""
     note: Mapping[str, Any]
-    """What we have noted in the weights file; {} where another tool wrote it."""
+    """What we have noted in the weights file; {} if another tool wrote it."""
     is_literal: bool = True
     """Whether target_modules are names; if not, they are a regular expression, which is never run."""
 
@@ -85,7 +85,7 @@ class AdapterFile:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """Return the adapter directory of a run, or the directory itself where it is one.
+    """Return the adapter directory of a run, or the directory itself if it is one.
 
     Raises: AdapterError E-ADPT-105 if neither is there.
     """
@@ -102,7 +102,7 @@ def find_adapter(path: str | Path) -> Path:
 def read_adapter(path: str | Path) -> AdapterFile:
     """Read the adapter of a run or of a directory; one that began with LoftQ as that of the 16-bit base.
 
-    Raises: AdapterError E-ADPT-55 to 68, 103 to 105 and 121, as `load_adapter`; 66 where a pair is not whole, 65 where
+    Raises: AdapterError E-ADPT-55 to 68, 103 to 105 and 121, as `load_adapter`; 66 if a pair is not whole, 65 if
         it is of another rank than the configuration says.
     """
     directory = find_adapter(path)

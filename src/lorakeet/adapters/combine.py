@@ -31,7 +31,7 @@ class Combined:
     num_layers: int
     num_parameters: int
     error: float
-    """Norm of what the smaller rank has lost, divided by the norm of the whole update; 0 where nothing was cut."""
+    """Norm of what the smaller rank has lost, divided by the norm of the whole update; 0 if nothing was cut."""
     worst_error: float
     """The same of the layer that lost most."""
     worst_layer: str
@@ -42,7 +42,7 @@ def combine(
 ) -> Combined:
     """Write the weighted sum of adapters to `output`; exactly, or within rank `r`.
 
-    Every adapter counts fully where no weights are given.
+    Every adapter counts fully if no weights are given.
 
     Raises:
         AdapterError: E-ADPT-64 for different bases, 230 for parts that cannot be added, 231 for shapes that differ.

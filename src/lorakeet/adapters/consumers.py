@@ -14,7 +14,7 @@ _SHOWN = 3
 
 
 def accepted_by(adapter: AdapterFile) -> dict[str, str]:
-    """Say for every program whether and how it takes the adapter."""
+    """Return for every program whether and how it takes the adapter."""
     return {
         "PEFT": "yes, as it is",
         "vLLM": _by_vllm(adapter),
@@ -25,7 +25,7 @@ def accepted_by(adapter: AdapterFile) -> dict[str, str]:
 
 
 def vllm_refusals(adapter: AdapterFile) -> list[str]:
-    """Say what keeps vLLM from loading the adapter at all; empty if nothing does."""
+    """Return what keeps vLLM from loading the adapter at all; empty if nothing does."""
     refusals = []
     if adapter.others:
         refusals.append(f"it takes neither saved modules nor biases ({some(adapter.others)})")

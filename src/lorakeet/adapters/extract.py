@@ -1,4 +1,4 @@
-"""An adapter out of two models: what the second has learned beyond the first, within a rank.
+"""An adapter out of two models: by what the second differs from the first, within a rank.
 
 data in: directories of a base and of a tuned model of the same shape → out: an adapter for the base, and how much of
 the difference it holds. One model and one tensor of the other are in memory. Linear layers become pairs; whatever else
@@ -63,8 +63,8 @@ def extract(base: str, tuned: str, output: str | Path, *, r: int) -> Extracted:
     """Write the adapter of rank `r` that brings `base` closest to `tuned`.
 
     Raises:
-        AdapterError: E-ADPT-234 where nothing differs, 235 for a difference that no adapter holds.
-        ModelError: E-MODEL-65 or 66 where the shapes differ.
+        AdapterError: E-ADPT-234 if nothing differs, 235 for a difference that no adapter holds.
+        ModelError: E-MODEL-65 or 66 if the shapes differ.
         ConfigError: E-CFG-37 for a rank, E-CFG-46 to 48 for `output`.
     """
     output = Path(output)

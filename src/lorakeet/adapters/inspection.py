@@ -23,7 +23,7 @@ class Inspection:
     directory: Path
     base_name: str | None
     base_hash: str | None
-    """Fingerprint of the base model's weights; None where another tool wrote the adapter."""
+    """Fingerprint of the base model's weights; None if another tool wrote the adapter."""
     ranks: dict[int, int]
     """How many layers have which rank."""
     scalings: dict[float, int]
@@ -78,7 +78,7 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def describe(found: Inspection) -> list[str]:
-    """Say what was found, a line each."""
+    """Return what was found, a line each."""
     what = ", ".join(f"{path.rpartition('.')[2]}" for path in found.others[:3])
     lines = [
         f"adapter     {found.directory} ({found.num_bytes:,} bytes, sha256 {found.sha256[:16]}…)",

@@ -21,7 +21,7 @@ class Card:
     base: str
     """The base model: its hub id, or in words what it is."""
     name: str = ""
-    """What the model is called; its hub id where it has one."""
+    """What the model is called; its hub id if it has one."""
     about: str = ""
     """What it is, in a sentence or two."""
     license: str | None = None

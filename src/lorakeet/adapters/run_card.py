@@ -60,7 +60,7 @@ def _shown(source: str) -> str:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, str]:
-    """Return the numbers that tell what came of the run."""
+    """Return the results of the run."""
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return {}
@@ -77,7 +77,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, s
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what decides most of what was learned."""
+    """Return the settings that matter most."""
     lora = config.peft_config
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     settings: dict[str, Any] = {"r": lora.r, "lora_alpha": f"{lora.lora_alpha:g}", "target_modules": targets}

@@ -1,4 +1,4 @@
-"""Say roughly which scripts and languages a text is written in; a glance at the mix, not a classifier.
+"""Roughly which scripts and languages a text is written in; a glance at the mix, not a classifier.
 
 data in: text → out: names. Scripts come from Unicode's character names, languages from a few very frequent words.
 """

@@ -126,7 +126,7 @@ class Survey:
         self.languages[guess_language(conversation.said, scripts)] += 1
 
     def place(self, row: int) -> str:
-        """Say where a row came from."""
+        """Return where a row came from."""
         return f"{list(self.files)[self.file_of[row]]}:{self.line_of[row]}"
 
     def extremes(self, *, longest: bool) -> list[tuple[str, int]]:

@@ -66,7 +66,7 @@ def example_text(shown: Shown, tokenizer: Tokenizer, *, colour: bool) -> "Text":
 
 
 def legend(*, colour: bool) -> "Text":
-    """Say what the colours or the marks mean."""
+    """Explain the colours or the marks."""
     from rich.text import Text
 
     text = Text()
@@ -129,7 +129,7 @@ def notebook_html(report: CheckReport, shown: Sequence[Shown], tokenizer: Tokeni
     rows = []
     for one in shown:
         parts = (
-            notebook.text(_visible(text), style=notebook.LEARNED if look.startswith("supervised") else "opacity:.75")
+            notebook.text(_visible(text), style=notebook.SUPERVISED if look.startswith("supervised") else "opacity:.75")
             for look, text in stretches(one.example, tokenizer)
         )
         rows.append(f"<p>{''.join(parts)}</p>")

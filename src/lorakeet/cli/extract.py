@@ -26,6 +26,6 @@ def command(
         print(json.dumps(dataclasses.asdict(made), default=str))
         return
     print(f"{made.num_layers} layers of rank {made.r}: {made.directory}")
-    print(f"It lacks {made.error:.2%} of what was learned; most in {made.worst_layer}: {made.worst_error:.2%}.")
+    print(f"It lacks {made.error:.2%} of the difference; most in {made.worst_layer}: {made.worst_error:.2%}.")
     if made.saved:
         print(f"Saved in full, since they are no linear layers: {', '.join(made.saved)}")

@@ -16,7 +16,7 @@ from lorakeet.errors import ConfigError
 
 
 class LoraConfig(StrictModel):
-    """Say where LoRA goes and how large it is, with the names of peft.LoraConfig.
+    """Which layers get LoRA, and its rank and scale, with the names of peft.LoraConfig.
 
     The update of a layer is `scaling * B @ A` with `scaling = lora_alpha / r` (or `lora_alpha / sqrt(r)` with
     `use_rslora`), so doubling `lora_alpha` acts much like doubling the adapter's learning rate.
@@ -56,7 +56,7 @@ class LoraConfig(StrictModel):
     layers_to_transform: list[int] | int | None = None
     """Only these layer indices."""
     layers_pattern: str | list[str] | None = None
-    """Name of the list of layers that layers_to_transform counts in, where it is not found by itself."""
+    """Name of the list of layers that layers_to_transform counts in, if it is not found by itself."""
     fan_in_fan_out: bool = False
     """The replaced layers store their weight as (in, out), as GPT-2's Conv1D does."""
     init_lora_weights: bool | str = True

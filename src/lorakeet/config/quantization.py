@@ -10,7 +10,7 @@ from lorakeet.errors import ConfigError
 
 
 class QuantizationConfig(StrictModel):
-    """Say how the base is quantised, with the names of transformers.BitsAndBytesConfig; by default it is not.
+    """How the base is quantised, with the names of transformers.BitsAndBytesConfig; by default it is not.
 
     The linear layers are; norms, embeddings and the output head keep 16 bits.
     Source: Dettmers et al. 2023, arXiv:2305.14314; 8 bits: Dettmers et al. 2022, arXiv:2208.07339.
@@ -27,7 +27,7 @@ class QuantizationConfig(StrictModel):
     bnb_4bit_use_double_quant: bool = True
     """Quantise the blocks' scales too: 0.4 bits a weight less."""
     bnb_4bit_compute_dtype: Literal["bfloat16", "float32"] | None = None
-    """What the model computes in; as training_config.bf16 says, or the machine does best, where nothing is said."""
+    """What the model computes in; as training_config.bf16 says, or the machine does best, if nothing is said."""
     bnb_4bit_quant_storage: Literal["uint8"] = "uint8"
     """The type the packed weights are stored as."""
 

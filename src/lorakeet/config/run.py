@@ -1,4 +1,4 @@
-"""Everything that decides what a run learns: model, data, training_config, peft_config.
+"""Everything that decides the trained weights of a run: model, data, training_config, peft_config.
 
 data in: the sections of a configuration → out: a frozen RunConfig.
 """
@@ -15,18 +15,18 @@ from lorakeet.errors import ConfigError
 
 
 class DataConfig(StrictModel):
-    """Say what to learn from, and how its rows are read."""
+    """The data to train on, and how its rows are read."""
 
     section: ClassVar[str] = "data"
 
     train: list[str] = Field(min_length=1)
     """Files, directories, hub ids, or "demo"."""
     eval: list[str] | None = None
-    """Held-out data; where none is named, eval_fraction of the training rows is held out."""
+    """Held-out data; if none is named, eval_fraction of the training rows is held out."""
     eval_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the rows that is held out, at most 200 rows."""
     format: str | None = None
-    """Name of the row format, where it is not found from the keys."""
+    """Name of the row format, if it is not found from the keys."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Field names of the rows that go by other names: {ours: theirs}."""
     roles: dict[str, str] = Field(default_factory=dict)
@@ -36,9 +36,9 @@ class DataConfig(StrictModel):
     reasoning: Literal["keep", "drop"] | None = None
     """Keep reasoning that stands in a field of its own, as <think> text before the answer, or drop it."""
     template: str | None = None
-    """Name of the chat template, where it is not found from the model."""
+    """Name of the chat template, if it is not found from the model."""
     learn: Literal["all", "last", "marked", "text"] = "all"
-    """Learn every assistant turn, the last one, those that the rows mark themselves, or the whole text."""
+    """Which turns are trained on: all of the assistant's, the last one, those that the rows mark, or the whole text."""
     system: str | None = None
     """A system prompt that replaces those of the rows."""
     truncation: Literal["error", "drop", "truncate-left"] = "error"
@@ -51,12 +51,12 @@ class DataConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """Everything that decides what a run learns; written to RUN/config.yaml, complete."""
+    """Everything that decides the trained weights of a run; written to RUN/config.yaml, complete."""
 
     model: str
     """Alias, directory or hub id."""
     data: DataConfig
-    """What to learn from."""
+    """The data to train on."""
     training_config: TrainingConfig = TrainingConfig()
     """How to train."""
     peft_config: LoraConfig = LoraConfig()
@@ -83,7 +83,7 @@ class RunConfig(StrictModel):
 
     @property
     def bf16(self) -> bool | None:
-        """Whether the model computes in bfloat16; None where the machine decides."""
+        """Whether the model computes in bfloat16; None if the machine decides."""
         wanted = self.quantization_config.bnb_4bit_compute_dtype
         return self.training_config.bf16 if wanted is None else wanted == "bfloat16"
 

@@ -1,4 +1,4 @@
-"""What each learning-rate schedule can be told, with the names of transformers' schedules and their arguments.
+"""The arguments of each learning-rate schedule, with the names of transformers' schedules and their arguments.
 
 data in: `lr_scheduler_type` and `lr_scheduler_kwargs` → out: frozen options with their defaults. The rates themselves
 are made from them in training/schedule.py. Schedules that follow the loss (reduce_lr_on_plateau, greedy) are none of
@@ -63,10 +63,10 @@ class CosineWithMinimum(Cosine):
 
 
 class CosineWithMinimumAndWarmup(CosineWithMinimum):
-    """The same, and warm-up rises from where it is told."""
+    """The same, and warm-up rises from a rate that can be set."""
 
     warmup_lr_rate: float | None = Field(None, ge=0, le=1)
-    """The first rate as a part of the peak; one step's part of warm-up where none is named."""
+    """The first rate as a part of the peak; one step's part of warm-up if none is named."""
 
 
 class Polynomial(ScheduleOptions):
@@ -82,7 +82,7 @@ class InverseSquareRoot(ScheduleOptions):
     """Falls as one over the root of the step."""
 
     timescale: int | None = Field(None, ge=1)
-    """Steps over which it falls by √2; the warm-up steps, or 10,000, where none is named."""
+    """Steps over which it falls by √2; the warm-up steps, or 10,000, if none is named."""
 
 
 class WarmupStableDecay(ScheduleOptions):
@@ -91,7 +91,7 @@ class WarmupStableDecay(ScheduleOptions):
     num_decay_steps: int = Field(ge=0)
     """Steps over which it falls."""
     num_stable_steps: int | None = Field(None, ge=0)
-    """Steps at the peak; all that are left where none is named. After the fall it stays at the minimum."""
+    """Steps at the peak; all that are left if none is named. After the fall it stays at the minimum."""
     warmup_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
     """How it rises."""
     decay_type: Literal["linear", "cosine", "1-sqrt"] = "cosine"

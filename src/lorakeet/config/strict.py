@@ -57,7 +57,7 @@ class StrictModel(BaseModel):
     def _read(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Sort keys into fields of ours, in plain values, and notes about those that are none.
 
-        Raises: ConfigError E-CFG-108 for a key that would change what is learned and cannot be honoured.
+        Raises: ConfigError E-CFG-108 for a key that would change the trained weights and cannot be honoured.
         """
         kept: dict[str, Any] = {}
         notes: list[str] = []
@@ -154,7 +154,7 @@ def _shown(value: Any) -> str:
 
 
 def _allowed(field: FieldInfo | None) -> str:
-    """Say in words which values a field takes."""
+    """Return in words which values a field takes."""
     assert field is not None
     kinds = _kinds(field.annotation)
     said = []
@@ -178,7 +178,7 @@ def _allowed(field: FieldInfo | None) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    """Say the range of a numeric field: " from 1 to 1024", " above 0"."""
+    """Return the range of a numeric field: " from 1 to 1024", " above 0"."""
     found = {
         name: value
         for item in field.metadata

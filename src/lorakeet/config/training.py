@@ -32,11 +32,11 @@ _OTHER_REPORTERS = (
 
 
 class TrainingConfig(StrictModel):
-    """Say how to train, with the names of transformers.TrainingArguments and trl.SFTConfig."""
+    """How to train, with the names of transformers.TrainingArguments and trl.SFTConfig."""
 
     section: ClassVar[str] = "training_config"
     codes: ClassVar = {
-        "learning_rate": ("E-CFG-36", "LoRA usually learns at 1e-5 to 1e-3"),
+        "learning_rate": ("E-CFG-36", "LoRA usually trains at 1e-5 to 1e-3"),
         "per_device_train_batch_size": ("E-CFG-38", "Use for example 4"),
         "per_device_eval_batch_size": ("E-CFG-38", "Use for example 4"),
         "gradient_accumulation_steps": ("E-CFG-38", "Use 1 for none"),
@@ -47,7 +47,7 @@ class TrainingConfig(StrictModel):
     none_is_default: ClassVar[frozenset[str]] = frozenset({"eval_steps", "metric_for_best_model", "report_to", "warmup_ratio"})
 
     output_dir: str | None = None
-    """Where the run is written; a new folder under runs/ where none is named."""
+    """Where the run is written; a new folder under runs/ if none is named."""
     run_name: str | None = None
     """The run's own name; the new folder under runs/ then has it."""
     num_train_epochs: float = Field(3.0, gt=0, allow_inf_nan=False)
@@ -65,11 +65,11 @@ class TrainingConfig(StrictModel):
     lr_scheduler_type: ScheduleName = "cosine"
     """How the learning rate falls after warm-up."""
     lr_scheduler_kwargs: dict[str, Any] | None = None
-    """What else the schedule is told, for example {min_lr_rate: 0.1}."""
+    """Further arguments of the schedule, for example {min_lr_rate: 0.1}."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     """Part of all steps over which the learning rate rises from zero."""
     warmup_steps: int = Field(0, ge=0)
-    """The same as a number of steps; where it is not 0 it wins."""
+    """The same as a number of steps; if it is not 0 it wins."""
     optim: Literal[
         "adamw_torch_fused",
         "adamw_torch",
@@ -95,7 +95,7 @@ class TrainingConfig(StrictModel):
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to AdamW's denominator."""
     loraplus_lr_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """LoRA+: lora_B learns this many times as fast as lora_A; the paper advises 16, at about half the usual rate."""
+    """LoRA+: lora_B's learning rate over lora_A's; the paper advises 16, at about half the usual rate."""
     loraplus_lr_embedding: float = Field(1e-6, gt=0, allow_inf_nan=False)
     """LoRA+: learning rate of adapters on embeddings."""
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -105,7 +105,7 @@ class TrainingConfig(StrictModel):
     neftune_noise_alpha: float | None = Field(None, ge=0, allow_inf_nan=False)
     """NEFTune: noise on the embeddings while training, uniform within ±alpha / sqrt(tokens of the document × width)."""
     max_length: int | None = Field(None, ge=8)
-    """Longest conversation in tokens; the model's own limit where none is given."""
+    """Longest conversation in tokens; the model's own limit if none is given."""
     packing: bool = False
     """Fill rows of max_length tokens with whole conversations, best-fit; batch sizes then count rows."""
     logging_steps: int = Field(10, ge=1)
@@ -121,7 +121,7 @@ class TrainingConfig(StrictModel):
     gradient_checkpointing: bool | Literal["selective", "full"] | None = False
     """Keep less for the backward pass and compute it again there: true or "selective" what is cheap, "full" all."""
     bf16: bool | None = None
-    """Compute in bfloat16 (True) or float32 (False); chosen for this machine where nothing is said."""
+    """Compute in bfloat16 (True) or float32 (False); chosen for this machine if nothing is said."""
     load_best_model_at_end: bool = False
     """Keep the adapter of the best evaluation in place of the last step's."""
     metric_for_best_model: Literal["eval_loss", "loss"] = "eval_loss"
@@ -141,7 +141,7 @@ class TrainingConfig(StrictModel):
     project: str = "lorakeet"
     """The project under which these services file the run, by its run_name or else its folder's name."""
     logging_dir: str | None = None
-    """Where they write; RUN/logs where nothing is said."""
+    """Where they write; RUN/logs if nothing is said."""
     fsdp: bool = False
     """With several processes, keep a part of the frozen model in each (FSDP2) instead of all of it in all."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -164,7 +164,7 @@ class TrainingConfig(StrictModel):
                 "E-CFG-184",
                 f"is {value!r}, which is not sharding the whole model",
                 place="training_config.fsdp",
-                fix="Say fsdp: true",
+                fix="Set fsdp: true",
             )
         return value
 
@@ -176,7 +176,7 @@ class TrainingConfig(StrictModel):
                 "E-CFG-49",
                 f"is {name[:80]!r}; allowed: [A-Za-z0-9._-]{{1,64}}, and not dots alone",
                 place="training_config.run_name",
-                fix="Say where to write with output_dir",
+                fix="Name a directory with output_dir",
             )
         return name
 

@@ -19,7 +19,7 @@ class Message:
     role: Role
     content: str
     train: bool | None = None
-    """True or False where the row says so itself; None leaves it to the run's `learn` option."""
+    """True or False if the row says so itself; None leaves it to the run's `learn` option."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     """The assistant's calls as parsed JSON, `{"name": ..., "arguments": ...}`, in the order given."""
     name: str | None = None
@@ -81,7 +81,7 @@ def joined(conversation: Conversation) -> Conversation:
 
     Answers of tools stay apart, since each belongs to a call; so do turns of different names, and what follows a call.
 
-    Raises DataError where one of two turns is marked to be learned and the other is not.
+    Raises DataError if one of two turns is marked to be trained on and the other is not.
     """
     messages: list[Message] = []
     for i, message in enumerate(conversation.messages):
@@ -92,7 +92,7 @@ def joined(conversation: Conversation) -> Conversation:
         if last.train is not message.train:
             raise DataError(
                 "E-DATA-194",
-                f"messages[{i}] cannot be joined with the turn before it: only one of them is marked to be learned or not",
+                f"messages[{i}] cannot be joined with the turn before it: only one of them is marked to be trained on or not",
                 place=conversation.place,
                 fix="Mark both alike",
             )

@@ -1,9 +1,9 @@
 """The one encode function: training, evaluation, chat and serving all get their token ids here.
 
-data in: Conversation → out: Example (token ids and the spans that are learned). No reading, no packing, no tensors.
+data in: Conversation → out: Example (token ids and the supervised spans). No reading, no packing, no tensors.
 
 How a list of pieces becomes ids:
-- control tokens become their ids; whitespace beside them disappears where the tokenizer's flags say so;
+- control tokens become their ids; whitespace beside them disappears if the tokenizer's flags say so;
 - context between two control tokens is encoded in one go, as the tokenizer itself would;
 - an answer is encoded apart from the header before it. So the ids before an answer never depend on the answer, and
   what inference sends is an exact prefix of what was trained. The whitespace of an answer is kept, always.
@@ -55,9 +55,9 @@ def encode(
 ) -> Example:
     """Encode one conversation.
 
-    With add_generation_prompt the ids are the prompt that inference sends, and nothing is learned.
+    With add_generation_prompt the ids are the prompt that inference sends, and nothing is supervised.
 
-    Raises DataError if the row has nothing to learn, or does not fit max_length and truncation is not
+    Raises DataError if the row has no supervised token, or does not fit max_length and truncation is not
     "truncate-left".
     """
     example = encode_many([conversation], tokenizer, template, learn=learn, add_generation_prompt=add_generation_prompt)[0]
@@ -94,8 +94,8 @@ def encode_many(
     ]
 
 
-def learned_turns(conversation: Conversation, learn: Learn) -> list[int]:
-    """List the indices of the assistant messages that are learned; a row's own marks win over the run's option."""
+def supervised_turns(conversation: Conversation, learn: Learn) -> list[int]:
+    """List the indices of the assistant messages that are supervised; a row's own marks win over the run's option."""
     turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
     default = set(turns if learn in ("all", "text") else turns[-1:] if learn == "last" else [])
     marks = {i: conversation.messages[i].train for i in turns}
@@ -103,12 +103,12 @@ def learned_turns(conversation: Conversation, learn: Learn) -> list[int]:
 
 
 def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos_id: int | None) -> Example | None:
-    """Fit an example into max_length tokens, or return None where the policy is to drop it.
+    """Fit an example into max_length tokens, or return None if the policy is to drop it.
 
-    Context after the last answer is cut freely, since nothing is learned from it. "truncate-left" keeps the newest
+    Context after the last answer is cut freely, since it holds no target. "truncate-left" keeps the newest
     tokens (and the bos): answers that lose a token become context, and a row that keeps no whole answer is dropped.
 
-    Raises DataError under the policy "error" where an answer would be cut.
+    Raises DataError under the policy "error" if an answer would be cut.
     """
     ids, spans = example.input_ids, example.spans
     if len(ids) <= max_length:
@@ -124,7 +124,7 @@ def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos
     cut = end - (max_length - len(head))
     shift = cut - len(head)
     is_text = spans == ((1, len(ids)),)
-    if is_text:  # no answers that must stay whole: every token that is left is learned
+    if is_text:  # no answers that must stay whole: every token that is left is supervised
         kept: tuple[tuple[int, int], ...] = ((1, max_length),)
     else:
         kept = tuple((a - shift, b - shift) for a, b in spans if a >= cut and a - shift > 0)
@@ -134,7 +134,7 @@ def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos
 
 
 def too_long(example: Example, max_length: int) -> DataError:
-    """Say how far beyond the limit a row goes."""
+    """Return the error of a row that is too long, with its lengths."""
     prompt = example.spans[0][0] if example.spans else len(example.input_ids)
     return DataError(
         "E-DATA-27",
@@ -145,7 +145,7 @@ def too_long(example: Example, max_length: int) -> DataError:
 
 
 def _plain_pieces(text: str, tokenizer: Tokenizer, is_prompt: bool) -> list[Piece]:
-    """Frame a plain text as the tokenizer itself would: bos where it adds one; eos at the end, to be learned."""
+    """Frame a plain text as the tokenizer itself would: bos if it adds one; a supervised eos at the end."""
     adds_bos = tokenizer.bos_id is not None and tokenizer.bos_id in tokenizer.full.encode("").ids
     pieces = [Piece(tokenizer.bos_token or "", "control")] if adds_bos else []
     pieces.append(Piece(text, "answer", 0))
@@ -155,11 +155,22 @@ def _plain_pieces(text: str, tokenizer: Tokenizer, is_prompt: bool) -> list[Piec
 
 
 def _segments(pieces: Sequence[Piece], tokenizer: Tokenizer, place: str) -> list[_Segment]:
-    """Join pieces into stretches of text that are encoded in one go, and apply the control tokens' strip flags."""
+    """Join pieces into stretches of text that are encoded in one go, and apply the control tokens' strip flags.
+
+    A tokenizer that reads the whole rendered text cuts it at the control tokens and encodes what lies between two of
+    them in one go. So pieces of one kind are joined until the next control token; a border between context and an
+    answer is a cut as well, so that no token is half prompt, half answer (prove.py has seen that the ids are the same).
+
+    Whitespace beside a control token belongs to the token if its flags say so: with `rstrip` the token takes what
+    follows it, with `lstrip` what precedes it. Context loses that whitespace here; an answer keeps it, since it is what
+    the model is to write. `place` tells the tokenizer what a text follows, for SentencePiece models write a leading
+    space only at some places: at the "start" of the row, in the "middle" behind a control token, or as the
+    "continuation" of another text.
+    """
     segments: list[_Segment] = []
     joined = ""  # text not yet flushed
     kind, turn = "context", -1
-    swallow = False  # the last control token takes the whitespace after it
+    swallow = False  # the last control token takes the whitespace after it, and no text came since
 
     def flush(*, before_lstrip: bool = False) -> None:
         nonlocal joined
@@ -211,10 +222,10 @@ def _fill(rows: Sequence[Sequence[_Segment]], tokenizer: Tokenizer) -> None:
 
 
 def _example(segments: Sequence[_Segment], conversation: Conversation, learn: Learn, is_prompt: bool) -> Example:
-    """Join the ids and mark the spans that are learned."""
+    """Join the ids and mark the supervised spans."""
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
-    turns = {0} if conversation.text is not None else set(learned_turns(conversation, learn))
+    turns = {0} if conversation.text is not None else set(supervised_turns(conversation, learn))
     last_turn = -1
     for segment in segments:
         start = len(ids)
@@ -234,7 +245,7 @@ def _example(segments: Sequence[_Segment], conversation: Conversation, learn: Le
     if not spans:
         raise DataError(
             "E-DATA-24",
-            "nothing to train: no answer of this row is learned",
+            "nothing to train: no answer of this row is trained on",
             place=conversation.place,
             fix='Give the row an assistant message, or choose another "learn" option',
         )

@@ -1,7 +1,6 @@
 """All rows of a run, encoded, proven and fitted: in parallel for large data, and cached under a key of everything.
 
-data in: Conversations, tokenizer, template, options → out: EncodedRows. Cache files are safetensors; a damaged one
-is not trusted but made anew.
+data in: Conversations, tokenizer, template, options → out: EncodedRows.
 """
 
 import contextlib
@@ -23,13 +22,15 @@ from lorakeet.data.prove import prove_many, prove_untruncated
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
+from lorakeet.files.cache import is_whole, keep_newest, make_derived
 from lorakeet.files.durable import write_file
 
 if TYPE_CHECKING:
     import numpy
 
 _CHUNK = 256
-_MOST_CACHED = 32  # files; the oldest go
+_MOST_CACHED = 32  # data sets; the oldest go
+_FILE = "rows.safetensors"
 _PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it saves
 
 
@@ -98,12 +99,11 @@ def encode_rows(
     row is left.
     """
     job = _Job(tokenizer, template, options)
-    path = None
+    cached = None
     if cache_dir is not None:
-        path = Path(cache_dir) / f"{cache_key(rows, tokenizer, template, options)}.safetensors"
-        cached = _load(path, rows)
-        if cached is not None:
-            return cached
+        cached = Path(cache_dir) / cache_key(rows, tokenizer, template, options)
+        if is_whole(cached):
+            return _load(cached / _FILE, rows)
     if num_processes is None:
         num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
     results: list[Example | None] = []
@@ -115,10 +115,11 @@ def encode_rows(
     if not encoded.examples:
         place = rows[0].place if rows else ""
         raise DataError("E-DATA-28", f"0 of {len(rows)} usable: every row was dropped", place=place, fix="Raise --max-length")
-    if path is not None:
+    if cached is not None:
         # A full or read-only disk costs the cache, never the run.
         with contextlib.suppress(OSError):
-            _save(path, encoded)
+            make_derived(cached, lambda draft: _save(draft / _FILE, encoded))
+            keep_newest(cached.parent, _MOST_CACHED)
     return encoded
 
 
@@ -208,7 +209,6 @@ def _code_hash() -> str:
 
 
 def _save(path: Path, encoded: EncodedRows) -> None:
-    """Write the cache file in one step, so that no reader ever sees half of it."""
     import numpy
     from safetensors.numpy import save
 
@@ -224,36 +224,14 @@ def _save(path: Path, encoded: EncodedRows) -> None:
         "num_cut": flat([example.num_cut for example in examples]),
         "kept": flat(encoded.kept),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, save(arrays, metadata={"sha256": _digest(arrays), "num_rows": str(encoded.num_rows)}))
-    newest_first = sorted(path.parent.glob("*.safetensors"), key=lambda old: old.stat().st_mtime, reverse=True)
-    for old in newest_first[_MOST_CACHED:]:
-        old.unlink(missing_ok=True)
+    write_file(path, save(arrays))
 
 
-def _digest(arrays: dict[str, "numpy.ndarray"]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}:{len(arrays[name])}:".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
-
-
-def _load(path: Path, rows: Sequence[Conversation]) -> EncodedRows | None:
-    """Read a cache file; None where there is none, or it is damaged."""
+def _load(path: Path, rows: Sequence[Conversation]) -> EncodedRows:
     import numpy
-    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load_file
 
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError):
-        return None
-    if metadata.get("sha256") != _digest(arrays) or metadata.get("num_rows") != str(len(rows)):
-        return None
+    arrays = load_file(path)
     ends = numpy.cumsum(arrays["lengths"]).tolist()
     span_ends = numpy.cumsum(arrays["num_spans"]).tolist()
     ids, spans = arrays["input_ids"].tolist(), arrays["spans"].reshape(-1, 2).tolist()

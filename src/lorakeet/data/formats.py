@@ -161,7 +161,7 @@ class RowReader:
     ) -> str:
         """Put the reasoning of a message or row before its answer, or leave it out, as was asked for.
 
-        Raises DataError where nothing was asked for: an answer learned without its reasoning is another answer.
+        Raises DataError if nothing was asked for: an answer without its reasoning is another answer.
         """
         found = {key: item[key] for key in _REASONING_KEYS if item.get(key) not in EMPTY}
         texts = {key: as_text(value, place, f"{where}.{key}".lstrip(".")) for key, value in found.items()}
@@ -176,7 +176,7 @@ class RowReader:
                 "E-DATA-193",
                 f"{where}.{next(iter(texts))} holds reasoning beside the answer".lstrip("."),
                 place=place,
-                fix="Learn it as <think> text before the answer with --reasoning keep, or leave it out with --reasoning drop",
+                fix="Keep it as <think> text before the answer with --reasoning keep, or leave it out with --reasoning drop",
             )
         if self.reasoning == "drop":
             self.notes.add("reasoning left out")
@@ -226,7 +226,7 @@ class RowReader:
         return kept
 
     def role(self, value: Any, place: str, where: str, aliases: Mapping[str, str] | None = None) -> str:
-        """Map one role. Raises DataError for an unknown one: dropping it would change what is learned."""
+        """Map one role. Raises DataError for an unknown one: dropping it would change what is trained on."""
         known = {**ROLE_NAMES, **(aliases or {}), **self.roles}
         role = known.get(value, value) if isinstance(value, str) else None
         if role in ROLES or (role == "function_call" and aliases):
@@ -344,10 +344,10 @@ def _prompt_completion_row(reader: RowReader, row: dict[str, Any], place: str) -
     prompt, completion = maybe_json(row[ask], place, ask), maybe_json(row[answer], place, answer)
     if isinstance(prompt, list) and isinstance(completion, list):
         context = [reader.message(item, place, f"{ask}[{i}]") for i, item in enumerate(prompt)]
-        learned = [reader.message(item, place, f"{answer}[{i}]") for i, item in enumerate(completion)]
-        # Only the completion is learned, also where the prompt holds earlier answers.
+        answers = [reader.message(item, place, f"{answer}[{i}]") for i, item in enumerate(completion)]
+        # Only the completion is trained on, also if the prompt holds earlier answers.
         context = [Message(m.role, m.content, False if m.role == "assistant" else None, m.tool_calls, m.name) for m in context]
-        return Conversation((*context, *learned), place, reader.tools(row, place))
+        return Conversation((*context, *answers), place, reader.tools(row, place))
     question, reply = as_text(prompt, place, ask), as_text(completion, place, answer)
     for name, value in ((ask, question), (answer, reply)):
         refuse_templated(value, place, name, is_whole=False)

@@ -1,6 +1,6 @@
-"""What a row says about itself: which answers to learn, whether it is a good one, whether a template was applied.
+"""What a row says about itself: which answers to train on, whether it is a good one, whether a template was applied.
 
-data in: rows and messages as dictionaries → out: a message's mark, or a DataError for a row that must not be learned
+data in: rows and messages as dictionaries → out: a message's mark, or a DataError for a row that must not be trained on
 as it stands. No formats, no tokens.
 """
 
@@ -57,7 +57,7 @@ def train_mark(item: dict[str, Any], content: str, place: str, where: str, role:
             "E-DATA-107",
             f"{where}.{key} is true on a {role} message; only answers are trained one by one",
             place=place,
-            fix="Remove it, or learn everything with --learn text",
+            fix="Remove it, or train on everything with --learn text",
         )
     if (weight := item.get("weight")) is not None:
         if isinstance(weight, bool) or weight not in (0, 1):
@@ -70,7 +70,7 @@ def train_mark(item: dict[str, Any], content: str, place: str, where: str, role:
         if item.get(key) not in EMPTY:
             raise DataError(
                 "E-DATA-191",
-                f"{where}.{key} is a mark of what to learn that is not read",
+                f"{where}.{key} marks what to train on in a way that is not supported",
                 place=place,
                 fix='Write "train": true or false in the message',
             )
@@ -110,9 +110,9 @@ def _is_count(value: Any) -> bool:
 
 
 def refuse_verdict(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> None:
-    """Refuse a row that is one side of a preference, or that says it is not to be learned.
+    """Refuse a row that is one side of a preference, or that says it is not to be trained on.
 
-    A column that the user mapped by name is meant to be learned, and `rejected` may then stand beside it.
+    A column that the user mapped by name is meant to be trained on, and `rejected` may then stand beside it.
     """
     mapped = set(columns.values())
     sides = [] if any(_VERDICT.fullmatch(name) for name in mapped) else [key for key in row if _is_verdict(key, row[key])]
@@ -120,7 +120,7 @@ def refuse_verdict(row: dict[str, Any], place: str, columns: Mapping[str, str]) 
     if sides:
         raise DataError(
             "E-DATA-190",
-            f'"{sides[0]}": this is preference data, which holds bad answers too; only good ones are learned here',
+            f'"{sides[0]}": this is preference data, which holds bad answers too; only good ones can be trained on',
             place=place,
             fix="Keep only rows with good answers, or map them, such as --columns prompt=prompt,completion=chosen",
         )
@@ -129,7 +129,7 @@ def refuse_verdict(row: dict[str, Any], place: str, columns: Mapping[str, str]) 
         if key not in mapped and isinstance(value, bool | int | float) and value == 0:
             raise DataError(
                 "E-DATA-191",
-                f'"{key}" of the row is {str(value).lower()}: nothing of it is to be learned',
+                f'"{key}" of the row is {str(value).lower()}: none of it is to be trained on',
                 place=place,
                 fix="Leave the row out",
             )
@@ -148,7 +148,7 @@ def _is_false(value: Any) -> bool:
 
 
 def refuse_templated(text: str, place: str, where: str, *, is_whole: bool) -> None:
-    """Refuse a text in which a chat template's marks are spelled out; they would be learned as characters.
+    """Refuse a text in which a chat template's marks are spelled out; they would be trained on as characters.
 
     A text that merely speaks of such a mark is fine: it takes an opening mark at the beginning or two marks of one
     template, and where `is_whole` is False (the field is one turn, in which a user may well write marks) it takes
@@ -164,7 +164,7 @@ def refuse_templated(text: str, place: str, where: str, *, is_whole: bool) -> No
     mark = opening[1] if opening else end[1] if end else next(m[0] for m in (marks.search(text) for marks in _MARKS) if m)
     raise DataError(
         "E-DATA-192",
-        f'{where} holds "{mark}": a chat template was applied to it, and its marks would be learned as plain characters',
+        f'{where} holds "{mark}": a chat template was applied to it, and its marks would be trained on as plain characters',
         place=place,
-        fix='Give the turns as {"messages": [...]}, without marks; the template of the model is applied in training',
+        fix='Write the turns as {"messages": [...]}, without marks; the template of the model is applied in training',
     )

@@ -33,7 +33,7 @@ class PackedBatch:
     targets_S: "torch.Tensor"
     """int64; those next tokens, or NO_TARGET in rows that only fill up."""
     owners_S: "torch.Tensor"
-    """int64; for each target the example that learns it, by its number in the batch; 0 in rows that only fill up."""
+    """int64; for each target the example it belongs to, by its number in the batch; 0 in rows that only fill up."""
     parents: "torch.Tensor | None"
     """int32 [D+1]; entry d + 1 is the document that document d continues, or -1; None if none continues another."""
     num_supervised_tokens: int
@@ -61,7 +61,7 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False, fill_up: 
 
     With share_prefixes, tokens that several examples begin with are in the stream once, as a segment of their own
     which the others continue. With fill_up, a document of no meaning at the end brings tokens and supervised rows to
-    sizes that recur. What every example learns stays the same.
+    sizes that recur. Every example keeps its targets.
     """
     import torch
 
@@ -115,7 +115,7 @@ class _Stream:
     def add(self, examples: Sequence[Example], start: int, end: int, parent: int) -> int:
         """Append tokens start:end, which all `examples` have in common; return the segment's index.
 
-        A learned token that several examples share is learned once for each. The row that predicts the segment's
+        A target that several examples share counts once for each. The row that predicts the segment's
         first token is the last one of its parent.
         """
         offset = len(self.ids) - start
@@ -144,7 +144,7 @@ class _Stream:
             self.add_sharing([example for example in group if len(example.input_ids) > end], end, segment)
 
     def fill_up(self) -> None:
-        """Append a document nobody sees, and rows at its end that learn nothing."""
+        """Append a document that no example attends to, and rows at its end that have no target."""
         if missing := recurring_size(len(self.ids)) - len(self.ids):
             self.add([Example([0] * missing, (), "filling")], 0, missing, parent=-1)
         missing = recurring_size(len(self.rows)) - len(self.rows)
@@ -156,7 +156,15 @@ class _Stream:
 def _sharing_group(examples: Sequence[Example], depth: int) -> tuple[set[int], int]:
     """Find the examples that share most with the first one from `depth` on, and where their common part ends.
 
-    Sharing up to a later point takes fewer examples along: the choice is the one that spares the most tokens.
+    All examples agree up to `depth` already. Sharing up to a later point takes fewer examples along. With lengths of
+    agreement with the first example sorted downwards, l₀ ≥ l₁ ≥ ..., sharing up to l_k takes examples 0 to k along and
+    computes l_k - depth tokens once instead of k + 1 times: it spares (l_k - depth) · k of them. The best k wins.
+    For example, three rows with a common system prompt of 100 tokens, two of which ask the same question of 20 more:
+    stopping behind the question spares 120 · 1, stopping behind the system prompt 100 · 2, so all three share it, and
+    the two share their question in the next call, one level deeper.
+
+    Returns: the examples' places in the list, and the end of the common part; the first example alone, with its whole
+    length, if nothing worth a segment is shared.
     """
     common = sorted(((_common_length(examples[0], other), i) for i, other in enumerate(examples)), reverse=True)
     spared = [(length - depth) * rank for rank, (length, _) in enumerate(common)]

@@ -8,15 +8,16 @@ data in: Conversations and the Examples made of them → out: nothing, or a Data
     (d) one bos at most, none doubled                                          E-DATA-133
     (e) nothing supervised was cut off unless the truncation policy says so    E-DATA-134
     (f) no row without supervised tokens                                       E-DATA-24
-        exactly the chosen turns are learned, and no text became control       E-DATA-135, E-DATA-136
+        exactly the chosen turns are trained on, and no text became control       E-DATA-135, E-DATA-136
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lorakeet.data.conversation import Conversation, Example, Message
-from lorakeet.data.encode import Learn, encode_many, learned_turns
-from lorakeet.data.templates.template import Layout, Template
+from lorakeet.data.encode import Learn, encode_many, supervised_turns
+from lorakeet.data.templates.layout import Layout
+from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
 
@@ -50,7 +51,7 @@ def prove_many(
     turns: list[_Turn] = []
     for row, (conversation, example) in enumerate(zip(conversations, examples, strict=True)):
         _prove_row(conversation, example, tokenizer, template, learn)
-        learned = set(learned_turns(conversation, learn))
+        learned = set(supervised_turns(conversation, learn))
         for index, message in enumerate(conversation.messages):
             if message.role == "assistant" and (learn == "text" or index in learned):
                 prompt = replace(conversation, messages=conversation.messages[:index])
@@ -72,11 +73,11 @@ def prove_many(
                 seen[turn.row] += 1
                 to_decode.append((turn, span))
             elif not example.num_cut:
-                raise _failed("135", "an answer that should be learned is not", example)
+                raise _failed("135", "an answer that should be trained on is not", example)
     if learn != "text":
         for row, example in enumerate(examples):
             if conversations[row].text is None and seen[row] != len(example.spans):
-                raise _failed("135", "something is learned that is no chosen answer", example)
+                raise _failed("135", "something is trained on that is no chosen answer", example)
     _prove_answers(to_decode, examples, tokenizer, template)
 
 
@@ -99,7 +100,7 @@ def _prove_row(conversation: Conversation, example: Example, tokenizer: Tokenize
     if _has_extra_bos(ids, tokenizer, template):
         raise _failed("133", "the row has more than one bos token", example)
     if (learn == "text" or conversation.text is not None) and spans != ((1, len(ids)),):
-        raise _failed("135", "the whole row should be learned and is not", example)
+        raise _failed("135", "the whole row should be trained on and is not", example)
     if conversation.text is not None:
         _prove_text(conversation.text, example, tokenizer)
 
@@ -134,7 +135,7 @@ def _num_kept_head(example: Example, prompt_ids: Sequence[int]) -> int:
 def _prove_answers(
     turns: Sequence[tuple[_Turn, tuple[int, int]]], examples: Sequence[Example], tokenizer: Tokenizer, template: Template
 ) -> None:
-    """Prove (b) and (c) for all learned answers."""
+    """Prove (b) and (c) for all supervised answers."""
     texts = tokenizer.decode_inside([examples[turn.row].input_ids[start : end - 1] for turn, (start, end) in turns])
     for (turn, (start, end)), text in zip(turns, texts, strict=True):
         example = examples[turn.row]

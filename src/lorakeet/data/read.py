@@ -56,7 +56,7 @@ def read_conversations(
     to theirs, `roles` theirs to ours. `merge_turns` joins turns of one role that follow each other; `reasoning` says
     whether to keep or drop reasoning that stands in a field of its own.
 
-    Raises DataError at the first row that is wrong, and where there is no row at all.
+    Raises DataError at the first row that is wrong, and if there is no row at all.
     """
     check_options(format, roles, reasoning)
     notes = notes if notes is not None else Notes()
@@ -87,7 +87,7 @@ def read_conversations(
 
 
 def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[str, float]:
-    """Give every source its weight."""
+    """Set the weight of every source."""
     if isinstance(source, Mapping):
         pairs = [(str(name), float(weight)) for name, weight in source.items()]
     elif isinstance(source, str | os.PathLike):
@@ -162,7 +162,7 @@ def _rows(file: Path | str, notes: Notes, *, unwraps: bool) -> Iterator[Row]:
 
 
 def _plain_rows(file: Path | str, notes: Notes, unwraps: bool) -> Iterator[Row]:
-    """Read the rows of one file by the kind its name tells."""
+    """Read the rows of one file by the kind that its name shows."""
     if file == STANDARD_INPUT:
         return _jsonl_rows(_standard_input(), "<stdin>", notes)
     if isinstance(file, str):
@@ -177,7 +177,7 @@ def _plain_rows(file: Path | str, notes: Notes, unwraps: bool) -> Iterator[Row]:
 
 
 def _suffix(path: Path) -> str | None:
-    """Return the data type that the name tells, looking through a final .gz."""
+    """Return the data type that the name shows, looking through a final .gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -237,7 +237,7 @@ def _note_wrapper(notes: Notes, file: str, others: Iterable[str]) -> None:
 
 
 def _guarded(read: Callable[[IO[bytes], str, Notes], Iterator[Row]], file: Path, notes: Notes) -> Iterator[Row]:
-    """Open a file, unpack it on the way where its name ends in .gz, and give reading errors their place."""
+    """Open a file, unpack it on the way if its name ends in .gz, and give reading errors their place."""
     place = str(file)
     try:
         with open(file, "rb") as raw:
@@ -327,7 +327,7 @@ class _Window:
         return f"{self.place}:{self.line}"
 
     def grow(self, size: int) -> bool:
-        """Read on; False where the stream has ended."""
+        """Read on; False if the stream has ended."""
         if self.ended:
             return False
         new = self.stream.read(size)

@@ -39,9 +39,9 @@ def loads(text: str, place: str) -> Any:
 def raw_decode(text: str, start: int, place: str, *, is_whole: bool = True) -> tuple[Any, int]:
     """Parse the JSON value that begins at `start`; return it and where it ends.
 
-    `is_whole` is False where `text` is a window on more: then an error close to its end may only be the cut.
+    `is_whole` is False if `text` is a window on more: then an error close to its end may only be the cut.
 
-    Raises JsonEndsEarly where more text might complete the value, DataError if nothing could.
+    Raises JsonEndsEarly if more text might complete the value, DataError if nothing could.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -75,7 +75,7 @@ def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def ends_early(place: str) -> DataError:
-    """Say that a value was cut off."""
+    """Return the error of a value that was cut off."""
     return DataError("E-DATA-9", "JSON ends early", place=place, fix="The file was probably cut; write it again")
 
 

@@ -10,7 +10,7 @@ there are three copies (often one and the same):
     middle        the text follows a control token
     continuation  the text follows other text: no space is put in front of it
 
-This file knows no chat template and does not import transformers where there is a `tokenizer.json`.
+This file knows no chat template and does not import transformers if there is a `tokenizer.json`.
 """
 
 import copy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Place = Literal["start", "middle", "continuation"]
 
-# Tokens that end a turn in one known template or another; they stop generation where the model's template uses them.
+# Tokens that end a turn in one known template or another; they stop generation if the model's template uses them.
 _END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|eot|>", "<|end_of_text|>")
 # Unicode White_Space, which is what the tokenizers library strips; str.strip() would also take U+001C to U+001F.
 WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -119,13 +119,13 @@ class Tokenizer:
 
     @cached_property
     def prepends_space(self) -> bool:
-        """True where text after a control token gets a space put in front of it, as SentencePiece models do."""
+        """True if text after a control token gets a space put in front of it, as SentencePiece models do."""
         middle, continuation = self._plain["middle"], self._plain["continuation"]
         return middle is not continuation and middle.encode("a").ids != continuation.encode("a").ids
 
     @cached_property
     def merges_leading_space(self) -> bool:
-        """True where text after a control token gets a space only if it has none: then " a" and "a" are one."""
+        """True if text after a control token gets a space only if it has none: then " a" and "a" are one."""
         middle = self._plain["middle"]
         return self.prepends_space and middle.encode(" a").ids == middle.encode("a").ids
 
@@ -163,7 +163,7 @@ class Tokenizer:
         return [text.removeprefix("a") for text in texts]
 
     def normalize(self, text: str) -> str:
-        """Say what the tokenizer makes of text before it looks up tokens: the most that decoding can give back."""
+        """Return what the tokenizer makes of text before it looks up tokens: the most that decoding can give back."""
         normalizer = self._plain["continuation"].normalizer
         # "▁" stands for a space in SentencePiece vocabularies.
         return normalizer.normalize_str(text).replace("\u2581", " ") if normalizer is not None else text

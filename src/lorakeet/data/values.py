@@ -10,7 +10,7 @@ from lorakeet.data import strict_json
 from lorakeet.errors import DataError
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""What exporters write where there is nothing."""
+"""What exporters write if there is nothing."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 REASONING_PARTS = ("thinking", "reasoning")
 
@@ -43,7 +43,7 @@ def as_text(value: Any, place: str, where: str) -> str:
 def as_content(value: Any, place: str, where: str) -> tuple[str, str]:
     """Read content that is a text or a list of parts. Return the text parts joined, and the reasoning parts joined.
 
-    Raises DataError for a part of another type, by that type: an image that is left out changes what is learned.
+    Raises DataError for a part of another type, by that type: an answer about an image that is left out would be trained on.
     """
     if not isinstance(value, list):
         return as_text(value, place, where), ""

@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "eval_strategy": "no",
 }
-"""training_config of the demo: one pass, because a model that sees a row twice begins to learn it by heart."""
+"""training_config of the demo: one pass, because a model that sees a row twice begins to memorise it."""
 
 PEFT_RECIPE: dict[str, Any] = {"r": 16, "lora_alpha": 32}
 """peft_config of the demo."""

@@ -32,7 +32,7 @@ def score_all(expected: Sequence[str], generated: Sequence[str]) -> float:
         raise DataError(
             "E-DATA-140",
             f"found {len(expected)} expected and {len(generated)} generated answers",
-            fix="Give as many of the one as of the other, and at least one",
+            fix="Pass as many of the one as of the other, and at least one",
         )
     return sum(map(score, expected, generated)) / len(expected)
 

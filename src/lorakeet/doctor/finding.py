@@ -9,7 +9,7 @@ State = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A value with its name, how it is shown, and one step to take where there is one."""
+    """A value with its name, how it is shown, and one step to take if there is one."""
 
     group: str
     name: str

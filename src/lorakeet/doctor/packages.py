@@ -55,7 +55,7 @@ CONSUMERS = (
         "safetensors adapters of Phi-3 are refused",
         "Give it a whole model: lorakeet export RUN --format ollama",
     ),
-    KnownFault("vllm", "", "serves adapters up to rank 16 unless told", "Start it with --max-lora-rank and your peft_config.r"),
+    KnownFault("vllm", "", "serves adapters up to rank 16 by default", "Start it with --max-lora-rank and your peft_config.r"),
     KnownFault(
         "transformers",
         "<5",

@@ -33,7 +33,7 @@ def precision() -> Iterator[Finding]:
 
 
 def compilers() -> Iterator[Finding]:
-    """Yield the C++ compiler, Triton where there is a GPU, and which kernels could be built."""
+    """Yield the C++ compiler, Triton if there is a GPU, and which kernels could be built."""
     found = cxx()
     is_off = os.environ.get("LORAKEET_COMPILE") == "0"
     fix = "" if found else INSTALL_COMPILER

@@ -39,7 +39,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both columns; `base` is None where it was not asked for."""
+    """Both columns; `base` is None if it was not asked for."""
 
     tuned: Measurement
     base: Measurement | None
@@ -109,5 +109,5 @@ class Evaluation:
     def _progress_of(self, what: str) -> Callable[[int, int], None] | None:
         if self.on_progress is None:
             return None
-        tell = self.on_progress
-        return lambda done, total: tell(what, done, total)
+        report = self.on_progress
+        return lambda done, total: report(what, done, total)

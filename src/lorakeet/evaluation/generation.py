@@ -104,11 +104,11 @@ def _scored(answer: Answer, metrics: Mapping[str, Metric]) -> Answer:
 def _counter(on_progress: Callable[[int, int], None] | None, most: int) -> Callable[[int, int], None] | None:
     if on_progress is None:
         return None
-    tell, count = on_progress, 0
+    report, count = on_progress, 0
 
     def count_token(_index: int, _token: int) -> None:
         nonlocal count
         count += 1
-        tell(count, most)
+        report(count, most)
 
     return count_token

@@ -16,7 +16,7 @@ NAMES = ("loss", "exact_match", "rouge")
 
 
 def exact_match(reference: str, generated: str) -> float:
-    """Return 1 where the two are the same text, whitespace at both ends aside."""
+    """Return 1 if the two are the same text, whitespace at both ends aside."""
     return float(reference.strip() == generated.strip())
 
 

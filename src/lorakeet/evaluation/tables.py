@@ -44,7 +44,7 @@ def answers_to_dicts(comparison: Comparison) -> list[dict[str, Any]]:
 
 @contextmanager
 def live_progress() -> Iterator[Progress]:
-    """Show on stderr how far an evaluation is; where that is no terminal, show nothing."""
+    """Show on stderr how far an evaluation is; if that is no terminal, show nothing."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 
@@ -52,12 +52,12 @@ def live_progress() -> Iterator[Progress]:
     tasks: dict[str, Any] = {}
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
 
-        yield tell
+        yield report
 
 
 def print_comparison(comparison: Comparison, console: "Console", *, num_examples: int = 3) -> None:

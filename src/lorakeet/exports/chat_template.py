@@ -6,7 +6,8 @@ was named, it is written here from the layout. Tool definitions and calls are no
 
 import json
 
-from lorakeet.data.templates.template import Layout, template_for
+from lorakeet.data.templates.layout import Layout
+from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import Source
 

@@ -1,6 +1,6 @@
 """How far a merged model is from the model that was trained, where the base was quantised while it trained.
 
-data in: two models with the same vocabulary, a tokenizer → out: Drift. The adapter learned over the rounded base, and
+data in: two models with the same vocabulary, a tokenizer → out: Drift. The adapter was trained over the rounded base, and
 is merged into the 16-bit one, so the two never agree exactly; how much they differ is measured and reported.
 """
 

@@ -37,7 +37,7 @@ class Exported:
     dtype: str
     num_bytes: int
     parity: gate.Parity | None
-    """None where the consumer is not installed."""
+    """None if the consumer is not installed."""
     failures: tuple[str, ...]
     """Why the gate let it pass only by force."""
     unchecked: str
@@ -51,7 +51,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
 
     Raises:
         ExportError: E-EXP-200 if the artefact does not answer as the run does, 202 and 203 for options and path.
-        ConfigError: E-CFG-46 to 48 where `output` is taken or cannot be written.
+        ConfigError: E-CFG-46 to 48 if `output` is taken or cannot be written.
         AdapterError: E-ADPT-64 if the adapter belongs to another base.
     """
     options = options or Options()
@@ -151,7 +151,7 @@ def _prove(source: Source, form: Format, draft: Path) -> tuple[gate.Parity | Non
 
 
 def _record(source: Source, exported: Exported, draft: Path) -> bytes:
-    """Say what an artefact was made of, what its files are and what was proven."""
+    """Return what an artefact was made of, what its files are and what was proven."""
     record: dict[str, Any] = {
         "lorakeet": importlib.metadata.version("lorakeet"),
         "format": exported.format,
@@ -172,7 +172,7 @@ def _record(source: Source, exported: Exported, draft: Path) -> bytes:
 
 
 def describe(exported: Exported) -> list[str]:
-    """Say what was written and proven, a line each."""
+    """Return what was written and proven, a line each."""
     lines = [f"{exported.format} in {exported.dtype}, {exported.num_bytes:,} bytes: {exported.path}"]
     parity = exported.parity
     if parity is not None:

@@ -2,7 +2,7 @@
 
 data in: a run, its artefact's reader, probes → out: Parity, and what in it is not good enough. The consumer goes
 first and is closed; then the live model is loaded and reads the very answers that the consumer gave. So the two are
-never in memory together, and one pass of the live model tells everything: the probability of every token the consumer
+never in memory together, and one pass of the live model gives everything: the probability of every token the consumer
 thought likely, and where its own greedy answer would have gone another way.
 
 N positions behind a prompt, K tokens that the consumer holds most probable, V vocabulary.
@@ -57,7 +57,7 @@ class Parity:
     greedy: float
     """Share of the long answers' tokens before the live model would have gone another way."""
     strength: float | None
-    """How much of the adapter's effect on the logits arrived: 1 is all; None where the adapter changes nothing."""
+    """How much of the adapter's effect on the logits arrived: 1 is all; None if the adapter changes nothing."""
     strength_error: float
     """The standard error of that, from what moves the logits beside the adapter."""
     seconds: float
@@ -131,7 +131,7 @@ def _spread(ids: Sequence[list[int]]) -> list[list[int]]:
 
 
 def failures(parity: Parity, limits: Limits) -> list[str]:
-    """Say in what an artefact is not good enough, a phrase each; [] where it is."""
+    """Return in what an artefact is not good enough, a phrase each; [] if it is good."""
     found = []
     if not parity.ids_are_equal:
         found.append(

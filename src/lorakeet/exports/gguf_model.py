@@ -89,7 +89,7 @@ def write_model(source: Source, model: CausalLM, file: Path, dtype: str) -> None
 
 
 def plan(model: CausalLM, dtype: str) -> list[Planned]:
-    """Say under which name, shape and type every tensor is written."""
+    """Return under which name, shape and type every tensor is written."""
     kind, _, kind_outside = TYPES[dtype]
     planned = [Planned(name, tuple(tensor.shape), "F32") for name, tensor in rope_factors(model.config)]
     for name, parameter in model.named_parameters():

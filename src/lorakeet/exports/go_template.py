@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakeet.data.conversation import Conversation
-from lorakeet.data.templates.template import Layout
+from lorakeet.data.templates.layout import Layout
 from lorakeet.errors import ExportError
 from lorakeet.exports.chat_template import turn_frame
 

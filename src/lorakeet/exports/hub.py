@@ -132,7 +132,7 @@ def _name_base(folder: Path, base_name: str) -> None:
 
 
 def _proofs(exported: Exported) -> tuple[str, ...]:
-    """Say in sentences what was proven."""
+    """Return in sentences what was proven."""
     parity = exported.parity
     if parity is None:
         return (exported.unchecked,)
@@ -172,14 +172,14 @@ def _asking_hub(repo_id: str) -> Iterator[Any]:
         said = error.server_message or f"status {error.response.status_code}"
         fix = "Check the name, and that the token may write there"
         raise ExportError("E-EXP-232", f"the hub refuses: {said}", place=f"hub:{repo_id}", fix=fix) from None
-    except (transport_error, OSError, RuntimeError) as error:  # the last where sending a file breaks off
+    except (transport_error, OSError, RuntimeError) as error:  # the last if sending a file breaks off
         said = f"the hub cannot be reached ({type(error).__name__})"
         fix = "Check the connection, and HF_ENDPOINT and HF_HUB_OFFLINE if set"
         raise ExportError("E-EXP-232", said, place=f"hub:{repo_id}", fix=fix) from None
 
 
 def describe(pushed: Pushed) -> list[str]:
-    """Say what was pushed, a line each."""
+    """Return what was pushed, a line each."""
     total = sum(pushed.files.values())
     where = pushed.url if pushed.url is not None else f"not pushed: {pushed.directory} is what would be"
     lines = [f"{pushed.repo_id}: {len(pushed.files)} files, {total:,} bytes; {where}"]

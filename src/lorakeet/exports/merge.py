@@ -56,7 +56,7 @@ def merge(
     """Write the merged model to `output`, which must not exist or be empty; `dtype` is the base weights' own if None.
 
     Raises:
-        ConfigError: E-CFG-48 if `output` holds something, 46 where it cannot be written, 47 where the disk is full.
+        ConfigError: E-CFG-48 if `output` holds something, 46 if it cannot be written, 47 if the disk is full.
         AdapterError: E-ADPT-64 for another base, 108 for an update of tied weights, 109 for one too large.
     """
     check_output(output)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorakeet.data.conversation import Conversation
-from lorakeet.data.templates.template import Layout
+from lorakeet.data.templates.layout import Layout
 from lorakeet.errors import ExportError
 from lorakeet.exports import gguf_adapter, gguf_model
 from lorakeet.exports.artefact import Answer, Format, Missing, Options, Reader, Source, Written

@@ -36,7 +36,7 @@ def copy_files(source: Source, directory: Path, names: tuple[str, ...]) -> None:
 
 
 def stop_notes(source: Source) -> tuple[str, ...]:
-    """Say which stops an adapter's user must name: they are the base's affair, and the base may lack some."""
+    """Return which stops an adapter's user must name: they are the base's affair, and the base may lack some."""
     missing = sorted(source.tokenizer.stop_ids - base_stops(source.base))
     if not missing:
         return ()
@@ -78,7 +78,7 @@ def is_peft_there() -> bool:
 
 
 def in_peft(source: Source, directory: Path, model: Any) -> TransformersReader:
-    """Put the adapter in `directory` onto a base model of transformers, which stops where its user is told to."""
+    """Put the adapter in `directory` onto a base model of transformers, which stops at the stop tokens named here."""
     import peft
     import transformers
 

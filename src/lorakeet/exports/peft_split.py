@@ -27,7 +27,7 @@ _NOT_LLAMAS = ("architectures", "model_type", "original_max_position_embeddings"
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Write the split adapter.
 
-    Raises: ExportError E-EXP-236 where there is nothing to split, or no split base could exist.
+    Raises: ExportError E-EXP-236 if there is nothing to split, or no split base could exist.
     """
     adapter = read_adapter(source.adapter)
     _check(source, adapter)

@@ -18,7 +18,7 @@ NUM_PROBES = 50
 MAX_ROWS = 25
 """Probes that are rows of the run; the others cover what the rows may lack."""
 MAX_TOKENS = 512
-"""Longer prompts are left out: they cost time and tell nothing more."""
+"""Longer prompts are left out: they cost time and show nothing more."""
 
 _SYSTEMS = (
     None,

@@ -201,7 +201,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def _have(place: Path) -> str:
-    """Say how much room there is, where that can be found out."""
+    """Return how much room there is, if that can be found out."""
     with suppress(OSError):
         existing = next(path for path in (place, *place.parents) if path.exists())
         return f", have {shutil.disk_usage(existing).free:,} bytes"

@@ -9,7 +9,7 @@ from lorakeet.errors import ConfigError
 def check_output(output: Path) -> None:
     """Refuse to write among files that are there, before anything is loaded.
 
-    Raises: ConfigError E-CFG-48 if `output` is a file or holds something, 46 where it cannot be written.
+    Raises: ConfigError E-CFG-48 if `output` is a file or holds something, 46 if it cannot be written.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError("E-CFG-48", "is a file", place=str(output), fix="Choose another directory with -o")

@@ -98,7 +98,7 @@ class MappedFile:
         return hasher.hexdigest()
 
     def _forget(self, entry: TensorEntry) -> None:
-        """Give the tensor's pages back, so that a read file never counts beside the copies made of it."""
+        """Release the tensor's pages, so that a read file never counts beside the copies made of it."""
         if hasattr(self._mapping, "madvise"):
             begin = entry.begin - entry.begin % mmap.PAGESIZE
             length = entry.begin + entry.num_bytes - begin
@@ -125,7 +125,7 @@ def read_tensors(file: Path, kind: Refusal) -> tuple[dict[str, torch.Tensor], di
 def read_header(file: Path, kind: Refusal) -> Header:
     """Read and check where every tensor of a file lies.
 
-    Raises: `kind` with number 121 where there is no such file, 55 where it is empty, 56 cut, 58 oversized, 59 where it
+    Raises: `kind` with number 121 if there is no such file, 55 if it is empty, 56 cut, 58 oversized, 59 if it
     does not add up.
     """
     refuse = _Refuse(kind, str(file))

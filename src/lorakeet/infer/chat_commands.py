@@ -47,7 +47,7 @@ class Chat:
         }
 
     def take(self, line: str) -> bool:
-        """Answer a line or obey it; return False where it asks to leave."""
+        """Answer a line or obey it; return False if it asks to leave."""
         text = line.strip()
         command, _, argument = text.partition(" ")
         if command in ("/exit", "/quit"):

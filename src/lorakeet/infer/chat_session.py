@@ -71,7 +71,7 @@ class ChatSession:
         stream = TextStream(self.chat_model.tokenizer)
         pieces: list[str] = []
 
-        def tell(piece: str) -> None:
+        def show(piece: str) -> None:
             pieces.append(piece)
             if piece and on_text is not None:
                 on_text(piece)
@@ -85,9 +85,9 @@ class ChatSession:
                 stop_ids=self.stop_ids,
                 max_new_tokens=self.max_new_tokens,
                 sampling=self.sampling,
-                on_token=lambda _, token: tell(stream.push(token)),
+                on_token=lambda _, token: show(stream.push(token)),
             )
-        tell(stream.finish())
+        show(stream.finish())
         seconds = time.perf_counter() - start
         answer = "".join(pieces)
         self.messages += [question, Message("assistant", answer)]

@@ -1,6 +1,6 @@
 """The one generator: evaluation, chat and serving all get their answers here.
 
-data in: requests, each a prompt as token ids → out: the ids that follow it, told as they come, up to a stop id or a limit.
+data in: requests, each a prompt as token ids → out: the ids that follow it, one by one, up to a stop id or a limit.
 
 Requests wait in a queue. As many as fit are read in one packed pass; then every living sequence gets one token a
 pass. They join and leave between any two passes: one that ends makes room, and waiting ones move up. Each may use an
@@ -42,7 +42,7 @@ class Constraint(Protocol):
         ...
 
     def accept(self, token: int) -> None:
-        """Learn which token came next."""
+        """Take note of the token that came next."""
         ...
 
 
@@ -79,7 +79,7 @@ class Request:
     adapter: Adapter | None = None
     """None for the model as it is."""
     num_logprobs: int | None = None
-    """How many of the most likely tokens to tell beside each token; None for no logprobs at all."""
+    """How many of the most likely tokens to report with each token; None for no logprobs at all."""
     constraint: Constraint | None = None
     on_token: Callable[[Token], None] | None = None
     """Told each token as it comes, without stop ids."""
@@ -129,14 +129,14 @@ def generate(
     Generation ends with stop reason "length" after `max_new_tokens`, or where the model's context is full.
 
     Args:
-        on_token: told (index of the prompt, token id) as each token comes, without stop ids.
+        on_token: called with (index of the prompt, token id) as each token comes, without stop ids.
     Raises: ConfigError if a prompt is empty or leaves no room in the model's context, or the limit is below 1.
     """
 
     def request(index: int, prompt: Sequence[int]) -> Request:
-        tell = None if on_token is None else lambda token: on_token(index, token.id)
+        report = None if on_token is None else lambda token: on_token(index, token.id)
         return Request(
-            prompt=prompt, stop_ids=stop_ids, max_new_tokens=max_new_tokens, sampling=sampling, index=index, on_token=tell
+            prompt=prompt, stop_ids=stop_ids, max_new_tokens=max_new_tokens, sampling=sampling, index=index, on_token=report
         )
 
     with evaluating(model):
@@ -200,7 +200,7 @@ class Engine:
         sequence.is_cancelled = True
         if sequence in self.waiting:
             self.waiting.remove(sequence)
-            self._tell_end(sequence)
+            self._report_end(sequence)
         else:
             self._release_ended()
 
@@ -214,8 +214,19 @@ class Engine:
         return bool(self.waiting or self.living)
 
     def _admit(self) -> list[Stream]:
-        """Take from the queue what is to be read now."""
-        # While few rows are free, going on is better than a pass over a handful of prompts.
+        """Take from the queue the sequences whose prompts are read in the next pass, first come, first served.
+
+        A pass reads either whole prompts or one token of every living sequence, so every admission makes the living ones
+        wait. Three limits hold a newcomer back:
+
+        - rows: at most MAX_SEQUENCES live at once, and none is admitted until a quarter of them is free, since a pass
+          over a handful of prompts would stop many answers for little;
+        - memory: the cache is a rectangle of rows by columns, as wide as the longest sequence may become and never
+          narrower or lower than it is now, and holds at most `max_cache_tokens`;
+        - prompt tokens of one pass: PROMPT_TOKENS, which bounds how long the living ones wait.
+
+        The first of an empty batch always goes in, however long: nothing else could ever make room for it.
+        """
         if len(self.living) > MAX_SEQUENCES * 3 // 4:
             return []
         newcomers: list[Stream] = []
@@ -301,7 +312,7 @@ class Engine:
         self._release_ended()
 
     def _choose(self, sequences: list[Stream], logits_BV: torch.Tensor) -> list[Token | None]:
-        """Choose every sequence's next token by its own rules; None for one that fails, which is told to it alone."""
+        """Choose every sequence's next token by its own rules; None for one that fails; its error is its own."""
         chosen: list[Token | None] = [None] * len(sequences)
         rows_by_rule: dict[Sampling, list[int]] = {}
         for row, sequence in enumerate(sequences):
@@ -310,7 +321,7 @@ class Engine:
             logits_RV = logits_BV if len(rows) == len(sequences) else logits_BV[rows]
             allowed_RV = self._ruled([sequences[row] for row in rows], logits_RV)
             for row, logits_V, id in zip(rows, logits_RV, self._drawn(sequences, sampling, rows, allowed_RV), strict=True):
-                chosen[row] = None if id is None else _told(id, logits_V, sequences[row].request.num_logprobs)
+                chosen[row] = None if id is None else _with_logprobs(id, logits_V, sequences[row].request.num_logprobs)
         return chosen
 
     def _drawn(
@@ -343,7 +354,7 @@ class Engine:
         return torch.stack(ruled)
 
     def _prefix_key(self, sequence: Stream) -> Hashable:
-        """Say whose keys and values a sequence may share: its adapter's, with the same rotary factors."""
+        """Return whose keys and values a sequence may share: its adapter's, with the same rotary factors."""
         adapter = sequence.request.adapter
         is_long = self.switch_length is not None and len(sequence.ids) > self.switch_length
         return None if adapter is None else adapter.key, is_long
@@ -362,7 +373,7 @@ class Engine:
                 if sequence.error is None:
                     self._keep_beginning(sequence)
                 self._release(row)
-                self._tell_end(sequence)
+                self._report_end(sequence)
 
     def _release(self, row: int) -> Stream:
         """Free the row of a living sequence; the last one moves there, as in the cache."""
@@ -373,12 +384,12 @@ class Engine:
         return sequence
 
     @staticmethod
-    def _tell_end(sequence: Stream) -> None:
+    def _report_end(sequence: Stream) -> None:
         if sequence.request.on_end is not None:
             sequence.request.on_end(sequence)
 
 
-def _told(id: int, logits_V: torch.Tensor, num_logprobs: int | None) -> Token:
+def _with_logprobs(id: int, logits_V: torch.Tensor, num_logprobs: int | None) -> Token:
     """Return a token with the logprobs that are asked for."""
     if num_logprobs is None:
         return Token(id)

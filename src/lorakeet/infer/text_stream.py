@@ -34,9 +34,9 @@ class TextStream:
         return self._next_piece(is_last=True)
 
     def _next_piece(self, *, is_last: bool) -> str:
-        told = self._tokenizer.decode(self._ids[self._piece_start : self._piece_end])
+        shown = self._tokenizer.decode(self._ids[self._piece_start : self._piece_end])
         text = self._tokenizer.decode(self._ids[self._piece_start :])
-        piece = text[len(told) :]
+        piece = text[len(shown) :]
         if not piece or (piece.endswith(REPLACEMENT) and not is_last):
             return ""
         self._piece_start, self._piece_end = self._piece_end, len(self._ids)

@@ -29,8 +29,6 @@ BASE_HASH = "base_hash"
 """Where `extra` holds the hash of the base model."""
 _BASE_WEIGHT = ".base_layer.weight"
 _SHOWN = 5
-_SPLIT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-_FUSED = ("qkv_proj", "gate_up_proj")
 
 
 def save_adapter(
@@ -143,7 +141,7 @@ def weights_path(folder: Path) -> Path:
             "E-ADPT-63",
             f"{pickled[0]} is a pickle file, which can run code, and is refused",
             place=str(folder),
-            fix="Convert it to adapter_model.safetensors where you trust it",
+            fix="Convert it to adapter_model.safetensors if you trust it",
         )
     raise AdapterError("E-ADPT-105", f"has no {WEIGHTS_FILE}", place=str(folder), fix="Name an adapter directory")
 
@@ -163,7 +161,7 @@ def _describe(model: nn.Module, layers: dict[str, MergeableLayer], config: LoraC
         first = next(iter(layers.values()))
         made = LoraConfig(r=first.peft_rank, lora_alpha=_alpha(first, use_rslora=False), task_type=None)
         config = injection.config if injection is not None else made
-    # Whatever `inject` was told, the file says what is there, in names alone.
+    # Whatever `inject` was called with, the file says what is there, in names alone.
     changes: dict[str, Any] = _names(model, [path for path in layers if peft_path(model, path) == path])
     config = config.model_copy(update={"layers_to_transform": None, "layers_pattern": None, **changes})
     ranks, alphas = dict(config.rank_pattern), dict(config.alpha_pattern)
@@ -235,11 +233,12 @@ def _inject_for(model: nn.Module, config: LoraConfig, folder: Path) -> None:
     try:
         inject(model, config)
     except ConfigError as error:
-        split = [name for name in _SPLIT if name in config.target_modules]
-        fused = [name for name in _FUSED if any(path.endswith(f".{name}") for path, _ in model.named_modules())]
+        # {fused layer: its parts}; models of other packages do not say it.
+        fused = getattr(model, "packed_modules_mapping", {})
+        split = {part: layer for layer, parts in fused.items() for part in parts if part in config.target_modules}
         fix = "Load the model it was trained on"
-        if split and fused:
-            there, here = ", ".join(split), ", ".join(fused)
+        if split:
+            there, here = ", ".join(split), ", ".join(dict.fromkeys(split.values()))
             fix = f"It was trained on a model with separate {there}; this one has them fused as {here}"
         raise AdapterError("E-ADPT-66", f"the adapter does not fit: {error.message}", place=str(folder), fix=fix) from None
 

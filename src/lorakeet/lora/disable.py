@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakeet.errors import AdapterError
 from lorakeet.lora.inject import injection_of, lora_layers
+from lorakeet.lora.targets import is_bias
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
         AdapterError: E-ADPT-120 if biases train along: the base's own are overwritten; E-ADPT-113 with PiSSA.
     """
     injection = injection_of(model)
-    if injection is not None and injection.config.bias != "none" and any(_trained_biases(model)):
+    if injection is not None and injection.config.bias != "none" and _trains_biases(model):
         raise AdapterError(
             "E-ADPT-120", "the adapter trains biases, so the base model is no longer in it", fix="Load the base model"
         )
@@ -48,7 +49,5 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
                 layer.merge()
 
 
-def _trained_biases(model: nn.Module) -> Iterator[str]:
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == "bias" and parameter.requires_grad:
-            yield name
+def _trains_biases(model: nn.Module) -> bool:
+    return any(is_bias(name) and parameter.requires_grad for name, parameter in model.named_parameters())

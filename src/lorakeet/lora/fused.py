@@ -23,7 +23,7 @@ def in_fused_names(config: LoraConfig, model: nn.Module, parts: Parts) -> tuple[
     """Return `config` with fused layers in place of their parts, and a note for each of them.
 
     Raises:
-        ConfigError: E-CFG-42 if only some parts of a layer are named, or where they are to differ.
+        ConfigError: E-CFG-42 if only some parts of a layer are named, or if they are to differ.
     """
     paths = [path for path, _ in model.named_modules()]
     notes: list[str] = []

@@ -20,7 +20,7 @@ from lorakeet.lora.multihead_attention import MultiheadAttention, adapted_attent
 from lorakeet.lora.quantized import adapted_quantized
 from lorakeet.lora.starts.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.starts.pissa import check_principal_part, start_with_principal_part
-from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_transformers_conv1d
+from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_bias, is_transformers_conv1d
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 Builder = Callable[[nn.Module, Target, LoraConfig], MergeableLayer]
@@ -175,7 +175,7 @@ def _unfreeze_biases(model: nn.Module, config: LoraConfig) -> None:
     """Let the biases train that `config.bias` names."""
     if config.bias == "all":
         for name, parameter in model.named_parameters():
-            if name == "bias" or name.endswith(".bias"):
+            if is_bias(name):
                 parameter.requires_grad = True
     elif config.bias == "lora_only":
         for _, layer in lora_layers(model):
@@ -336,9 +336,12 @@ def adapter_extras(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
-        if last != "bias" or config.bias == "none" or (config.bias == "lora_only" and path not in layers):
-            continue
-        tensors[f"{peft_path(model, path)}.base_layer.bias" if path in layers else name] = parameter.data
+        if config.bias == "all":
+            belongs = is_bias(name)
+        else:
+            belongs = config.bias == "lora_only" and last == "bias" and path in layers
+        if belongs:
+            tensors[f"{peft_path(model, path)}.base_layer.{last}" if path in layers else name] = parameter.data
     injection = injection_of(model)
     for path in injection.saved_modules if injection is not None else ():
         state = model.get_submodule(path).state_dict()

@@ -100,7 +100,7 @@ class PerRowAdapters:
         self._model = model
         self._hooks: dict[str, RemovableHandle] = {}
         self._groups: dict[int, list[tuple[Adapter, Tensor | None]]] = {}
-        """For a number of rows, which of them use which adapter; None where all do."""
+        """For a number of rows, which of them use which adapter; None if all do."""
 
     @contextmanager
     def of_rows(self, adapters_T: Sequence[Adapter | None], rows_S: Sequence[int] | None = None) -> Iterator[None]:
@@ -144,7 +144,7 @@ class PerRowAdapters:
 
 
 def _grouped(adapters: Sequence[Adapter | None]) -> list[tuple[Adapter, Tensor | None]]:
-    """Return each adapter with the rows that use it, or None where all rows do."""
+    """Return each adapter with the rows that use it, or None if all rows do."""
     found: dict[str, tuple[Adapter, list[int]]] = {}
     for row, adapter in enumerate(adapters):
         if adapter is not None:

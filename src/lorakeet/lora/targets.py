@@ -41,6 +41,14 @@ def matches_any(names: Iterable[str], path: str) -> bool:
     return any(name_matches(name, path) for name in names)
 
 
+def is_bias(name: str) -> bool:
+    """Tell whether a parameter is a bias, by the last part of its name: `in_proj_bias` too.
+
+    T5's `relative_attention_bias.weight` is an embedding, which loralib and PEFT take for a bias.
+    """
+    return "bias" in name.rpartition(".")[2]
+
+
 def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.Module]]:
     """Return the modules that `config` names, in the order of the model.
 
@@ -162,7 +170,7 @@ def layer_index(path: str, layers_pattern: str | list[str] | None) -> int | None
 
 
 def _matches_nothing(name: str, modules: dict[str, nn.Module]) -> ConfigError:
-    """Say that a target matches nothing, and what would match."""
+    """Return the error of a name that matches nothing, with what would match."""
     usable: list[str] = []
     for path, module in modules.items():
         last = path.rpartition(".")[2]

@@ -33,7 +33,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a file and our note in it ({} where another tool wrote the file).
+    """Return the tensors of a file and our note in it ({} if another tool wrote the file).
 
     Raises:
         AdapterError: E-ADPT-55, 56, 58, 59, 121 for a file that is empty, cut, or whose header cannot be true;
@@ -65,7 +65,7 @@ def _check_same(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, An
 
 
 def _note_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our note, or {} where there is none."""
+    """Return our note, or {} if there is none."""
     try:
         note = json.loads(metadata.get(NOTE, "{}"))
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Compile where a compiler is at hand, run the same Python where it is not, and say so once.
+"""Compile if a compiler is at hand, run the same Python if it is not, and say so once.
 
 torch.compile needs a C++ compiler for CPU code and Triton for CUDA code. Without them every function here still
 gives the same numbers, a little slower.

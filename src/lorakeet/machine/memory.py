@@ -29,7 +29,7 @@ def keep_few_products() -> None:
 
 
 def product_bytes_to_come(dtype: torch.dtype, num_sizes: int, num_met: int) -> int:
-    """Say how much the code of products will grow by, once passes of `num_sizes` sizes have run and not `num_met`.
+    """Return by how much the code of matrix multiplications grows from `num_met` to `num_sizes` sizes of passes.
 
     Only bfloat16 on a CPU has such code; products in float32 come ready-made.
     """
@@ -42,7 +42,7 @@ def product_bytes_to_come(dtype: torch.dtype, num_sizes: int, num_met: int) -> i
 
 
 def free_bytes() -> int | None:
-    """Return how much memory this process may still take, swap included; None where the system does not say."""
+    """Return how much memory this process may still take, swap included; None if the system does not say."""
     try:
         host = _numbers(Path("/proc/meminfo"))
         free = 1024 * (host["MemAvailable:"] + host["SwapFree:"])

@@ -1,8 +1,8 @@
 """C++ kernels for the few places where neither a library nor torch.compile comes near the machine's limit.
 
-a source file → out: the loaded library, or None where it cannot be had. A library is compiled
+a source file → out: the loaded library, or None if it cannot be had. A library is compiled
 at its first use on a machine, in a second or two, with the compiler that torch.compile needs anyway, and kept.
-Every kernel has a plain PyTorch path beside it that takes over where there is no compiler or the CPU lacks what the
+Every kernel has a plain PyTorch path beside it that takes over if there is no compiler or the CPU lacks what the
 kernel needs. Kernels use no PyTorch headers, tensors arrive as pointers and sizes; only what replaces a part of
 PyTorch's, the heap of tensors, includes that part's header and is built anew for every version.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 _forgotten_peak = 0
-"""The largest peak before the kernel was last told to begin counting anew."""
+"""The largest peak before counting last began anew."""
 
 
 def peak_memory_bytes() -> int:
@@ -19,7 +19,7 @@ def peak_memory_bytes() -> int:
 
 
 def peak_during(work: Callable[[], object]) -> int:
-    """Do `work` and give the largest memory while it was done; where the system cannot tell, the largest so far."""
+    """Do `work` and return the largest memory meanwhile; if the system does not report it, the largest so far."""
     global _forgotten_peak
     _forgotten_peak = peak_memory_bytes()
     if torch.cuda.is_available():

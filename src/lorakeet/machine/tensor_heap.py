@@ -11,12 +11,12 @@ SOURCE = Path(__file__).with_name("tensor_heap.cpp")
 
 
 def install() -> bool:
-    """Send PyTorch's large CPU tensors to the heap from now on; tell whether that could be done here."""
+    """Send PyTorch's large CPU tensors to the heap from now on; return whether that is possible here."""
     return _installed() is not None
 
 
 def extent() -> int:
-    """Return the most bytes that tensors took of the heap so far, with the gaps between them; 0 where there is none."""
+    """Return the most bytes that tensors took of the heap so far, with the gaps between them; 0 if there is none."""
     library = _installed()
     return int(library.lorakeet_tensor_heap_extent()) if library is not None else 0
 
@@ -32,5 +32,5 @@ def _installed() -> ctypes.CDLL | None:
 
 
 def reserved_bytes() -> int:
-    """Say how many addresses to reserve: four times the machine's memory, enough for any gaps, and free of charge."""
+    """Return how many addresses to reserve: four times the machine's memory, enough for any gaps, and free of charge."""
     return 4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

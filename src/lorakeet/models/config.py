@@ -28,7 +28,7 @@ class LongRope:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Say how large a Phi-3 decoder is and how it turns positions into rotations."""
+    """How large a Phi-3 decoder is and how it turns positions into rotations."""
 
     vocab_size: int
     hidden_size: int

@@ -139,7 +139,7 @@ def _write_tokenizer(gguf: _Gguf, config: DecoderConfig, directory: Path) -> Non
     merges = [tuple(merge.split(" ")) for merge in gguf.value("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     # "smollm" splits every digit off before the words are found. transformers' own reading of a GGUF leaves that
-    # out, and then joins the spaces and line breaks in front of a number in another way than the model has learned.
+    # out, and then joins the spaces and line breaks in front of a number in another way than the model was trained with.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

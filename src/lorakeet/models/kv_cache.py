@@ -78,7 +78,7 @@ class KVCache:
 
     @staticmethod
     def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-        """Say what one token of one sequence takes."""
+        """Return how much one token of one sequence takes."""
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
     @property

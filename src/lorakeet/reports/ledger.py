@@ -1,4 +1,4 @@
-"""What the losses of single rows tell: which are hardest, and which get worse while the others are learned.
+"""What the losses of single rows show: which are hardest, and which rise while those of most rows fall.
 
 data in: the rows of RUN/rows.jsonl → out: Ledger. A row that stays hard after several epochs, or gets harder, is often
 wrong: a typing error, an answer to another question, a second answer to the same one.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = '<meta name="generator" content="lorakeet">'
-"""Stands near the beginning of every page, and tells a page of ours from another file."""
+"""Stands near the beginning of every page, and distinguishes a page of ours from another file."""
 
 
 def render(template: str, *, scripts: tuple[str, ...] = (), data: Any = None, live: bool = False, **values: Any) -> str:

@@ -41,7 +41,7 @@ class ReportedRun:
     identity: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     adapter_step: int | None = None
-    """The step of the adapter; None where the run has none yet."""
+    """The step of the adapter; None if the run has none yet."""
 
     @property
     def last(self) -> Row:

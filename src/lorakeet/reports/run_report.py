@@ -43,7 +43,7 @@ def write_report_of_run(directory: Path) -> None:
 
 
 def write_comparison(directories: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the page of one run or of several; where nothing is named, into the run or as comparison.html."""
+    """Write the page of one run or of several; if nothing is named, into the run or as comparison.html."""
     alone = directories[0] / "report.html" if len(directories) == 1 else Path("comparison.html")
     path = output or alone
     write_page(path, report_html(directories))

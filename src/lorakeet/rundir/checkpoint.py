@@ -1,4 +1,4 @@
-"""Checkpoints that a crash cannot spoil.
+"""Checkpoints that survive a crash.
 
 data in: the trainer's whole state and what identifies the run → out: RUN/checkpoints/step-000100/, and back.
 A checkpoint is written into a hidden folder, each file forced to disk, the manifest (sizes and SHA-256 of the others)
@@ -79,8 +79,9 @@ class TrainerState:
 
 @contextmanager
 def lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory alone; another process is told who has it. A new one that stays empty is removed again.
+    """Hold a run directory alone; another process gets an error that names the holder.
 
+    A new directory that stays empty is removed again.
     What killed writers left unfinished in it is deleted, since nobody can be writing any more.
     """
     holder = run_directory / ".lock.pid"
@@ -120,7 +121,7 @@ def save_checkpoint(
 
     The newest `keep` stay (None: all; never fewer than two), and so does the one of `best_step`.
 
-    Raises: ConfigError E-CFG-46 or 47 where it cannot be written, CheckpointError E-CKPT-110 if it reads back
+    Raises: ConfigError E-CFG-46 or 47 if it cannot be written, CheckpointError E-CKPT-110 if it reads back
     otherwise, TrainingError E-TRAIN-15 if a value is not finite. The checkpoints before it are then untouched.
     """
     _require_finite(state)
@@ -224,7 +225,7 @@ def load_newest(
 ) -> tuple[Path, TrainerState] | None:
     """Load the newest valid checkpoint, calling `note` for each one passed over; None if the run has none at all.
 
-    Raises: CheckpointError if checkpoints exist but none is valid, or where it belongs to another `identity`;
+    Raises: CheckpointError if checkpoints exist but none is valid, or if it belongs to another `identity`;
     DataError if the data is not the one it was made with.
     """
     found = checkpoints(run_directory)
@@ -257,7 +258,7 @@ def load_checkpoint(path: Path) -> TrainerState:
 
 
 def recorded_identity(run_directory: Path) -> dict[str, str]:
-    """Return the identity that the newest readable checkpoint has; {} where there is none."""
+    """Return the identity that the newest readable checkpoint has; {} if there is none."""
     for path in checkpoints(run_directory):
         with suppress(CheckpointError):
             return _manifest(path)["identity"]
@@ -291,7 +292,7 @@ def _require_identity(path: Path, then: Mapping[str, str | None], now: Mapping[s
 
 
 def _note_versions(path: Path, then: dict[str, str], note: Callable[[str], None]) -> None:
-    """Say what else differs; training goes on rightly, though perhaps not to the same last bit."""
+    """Warn of what else differs; training goes on correctly, though perhaps not to the same last bit."""
     changed = [f"{key} {then.get(key)} is now {value}" for key, value in versions().items() if then.get(key) != value]
     if changed:
         note(f"{path}: {', '.join(changed)}. The run goes on, but may end with other last bits.")

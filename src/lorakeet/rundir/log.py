@@ -25,7 +25,7 @@ class LogFormatter(logging.Formatter):
 
 
 class _PassOn(logging.Handler):
-    """Hands on what others would have heard without us: the logger's own handlers, and the loggers above."""
+    """Passes on what others would have received without us: the logger's own handlers, and the loggers above."""
 
     def __init__(self, top: logging.Logger) -> None:
         super().__init__(top.getEffectiveLevel())
@@ -44,7 +44,7 @@ class _LinesOnDisk(logging.FileHandler):
     """Writes lines where it can: a disk that is full costs lines of the log, and stops nothing."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing; what matters of a failing disk is said by who writes there."""
+        """Write nothing; whoever writes what matters reports a failing disk."""
 
     def close(self) -> None:
         """Close the file, whether its last lines could be written or not."""
@@ -83,7 +83,7 @@ class _File(logging.Handler):
 
 @contextmanager
 def run_log() -> Iterator[Callable[[Path], None]]:
-    """While entered, hear everything; once its path is said, by calling what is given, the file has all of it.
+    """While entered, keep every record; once the path is known, by calling what is given, the file has all of them.
 
     A run that is refused before that leaves no file.
     """

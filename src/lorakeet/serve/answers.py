@@ -93,14 +93,14 @@ class Answers:
         """Put all choices into the engine's queue. Raises: LorakeetError if one of them cannot be answered."""
         loop = asyncio.get_running_loop()
 
-        def tell(choice: int, event: Token | Stream) -> None:
+        def report(choice: int, event: Token | Stream) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody listens
                 loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
 
         for at, request in enumerate(self.requests):
             choice = _Choice(TextStream(self.tokenizer), StopText(self.stops))
             self._choices.append(choice)
-            choice.stream = self.worker.start(replace(request, on_token=partial(tell, at), on_end=partial(tell, at)))
+            choice.stream = self.worker.start(replace(request, on_token=partial(report, at), on_end=partial(report, at)))
             self.metrics.opened()
 
     @property
@@ -124,7 +124,7 @@ class Answers:
         """Yield what comes, choice by choice; leaving early cancels the rest.
 
         Args:
-            is_gone: awaited now and then; tells whether the client has left.
+            is_gone: awaited now and then; returns whether the client has left.
         Raises: the error of a choice that fails; E-SRV-278 if time is over.
         """
         open_choices, listened = len(self._choices), self._began

@@ -485,8 +485,8 @@ class _ResponseForm(_Form):
         self.text += delta.text
         self.is_cut = self.is_cut or delta.finish_reason == "length"
         where = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
-        told = {**where, "delta": delta.text, "logprobs": []}
-        return [self.numbered("response.output_text.delta", **told)] if delta.text else []
+        fields = {**where, "delta": delta.text, "logprobs": []}
+        return [self.numbered("response.output_text.delta", **fields)] if delta.text else []
 
     def closing(self, usage: dict[str, Any], *, include_usage: bool) -> list[str]:
         status = "incomplete" if self.is_cut else "completed"

@@ -94,7 +94,7 @@ class Gate:
         if self.access.api_key is None:
             return True
         scheme, _, key = authorization.partition(" ")
-        # In constant time, so that the answer's delay tells nothing of the key.
+        # In constant time, so that the answer's delay reveals nothing of the key.
         return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.access.api_key.encode())
 
     def _too_large(self) -> JSONResponse:

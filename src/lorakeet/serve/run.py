@@ -21,7 +21,7 @@ def check_access(host: str, access: Access) -> None:
 
 
 def run_app(app: FastAPI, host: str, port: int, *, drain_seconds: float = 30.0) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal stops it."""
     import uvicorn
 
     config = uvicorn.Config(

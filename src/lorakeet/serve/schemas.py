@@ -88,7 +88,7 @@ class ResponseFormat(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides."""
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None

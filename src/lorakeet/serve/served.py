@@ -112,7 +112,7 @@ def sampling_of(request: Drawing) -> Sampling:
 
 
 def num_logprobs(request: Drawing) -> int | None:
-    """Return how many likely tokens to tell beside each one; None for none and no logprobs."""
+    """Return how many likely tokens to report with each one; None for none and no logprobs."""
     if isinstance(request, ChatRequest):
         return (request.top_logprobs or 0) if request.logprobs else None
     return request.logprobs if isinstance(request, CompletionRequest) else None

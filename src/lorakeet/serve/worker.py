@@ -1,6 +1,6 @@
 """The thread in which the engine runs, and how others reach it.
 
-data in: requests from any thread → out: their tokens, told to callbacks in the engine's thread. Everything that touches
+data in: requests from any thread → out: their tokens, passed to callbacks in the engine's thread. Everything that touches
 the model happens in this one thread, between two passes: new requests, cancelled ones, adapters that are read.
 """
 

@@ -17,7 +17,7 @@ MOST_RATE = 0.1
 
 
 def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
-    """Say in one line what is about to happen."""
+    """Return one line about what is going to be trained."""
     weight, rows = trainer.model.lm_head.weight, data.train
     trainable = sum(param.numel() for param in trainer.named_params.values())
     total = num_weights(trainer.model)

@@ -4,7 +4,7 @@ data in: a Trainer that has not begun → out: Forecast. The order of the rows i
 tokens are; two calibration steps of different size, the loop's own but without an update, tell what a step costs.
 Parameters, optimizer and random state stay as they are.
 
-Time of a pass = a + b · work, with work in matrix products: every token through every layer, learned tokens through
+Time of a pass = a + b · work, with work in matrix multiplications: every token through every layer, supervised tokens through
 the head, pairs of tokens through attention. Memory = a + b · tokens, and what only comes once the run has begun:
 the optimizer's moments, and the code of products of other sizes.
 """
@@ -154,7 +154,7 @@ def _text(seconds: float, memory: int) -> str:
 
 
 def _warn_of_shortage(peak: int) -> None:
-    """Say so before the kernel ends the process without a word."""
+    """Warn before the kernel kills the process without a message."""
     to_come, free = peak - peak_memory_bytes(), free_bytes()
     if free is not None and to_come > free:
         logger.warning(
@@ -233,7 +233,7 @@ def _at_most(examples: list[Example], limit: int) -> list[Example]:
 
 
 def _size(model: CausalLM, examples: Sequence[Example], is_noisy: bool = False) -> _Size:
-    """Say what decides the cost of a pass over `examples`."""
+    """Return what decides the cost of a pass over `examples`."""
     config, batch = model.config, pack_for(model, examples, is_noisy=is_noisy)
     width = config.num_attention_heads * config.head_dim
     qkv = width + 2 * config.num_key_value_heads * config.head_dim
@@ -260,7 +260,7 @@ def _peak_bytes(size: _Size, small: _Measured, large: _Measured) -> float:
 
 
 def _fit(x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float]:
-    """Lay a line through two points: (offset, slope). Where they tell no rise, the line is flat at the higher one."""
+    """Lay a line through two points: (offset, slope). If they show no rise, the line is flat at the higher one."""
     if x[1] <= x[0] or y[1] <= y[0]:
         return max(y), 0.0
     slope = (y[1] - y[0]) / (x[1] - x[0])

@@ -96,7 +96,7 @@ def train_step(
     """Take one optimizer step over all `batches` of all processes, weighing every supervised token the same.
 
     `objective` sums the losses of a batch, which the step divides by the supervised tokens of all.
-    Raises: TrainingError if loss or gradient is not finite, KeyboardInterrupt where `stop` came before the
+    Raises: TrainingError if loss or gradient is not finite, KeyboardInterrupt if `stop` came before the
     gradient was whole; the parameters are then as they were.
     """
     counts = sum(batch.num_supervised_tokens for batch in batches), sum(batch.num_tokens for batch in batches)
@@ -152,7 +152,7 @@ class Saver:
         self._saved_step = trainer.step
 
     def save_stopped(self, trainer: "Trainer") -> None:
-        """Save where the user has stopped the run, unless that step is saved, and say how to go on."""
+        """Save if the user has stopped the run, unless that step is saved, and say how to go on."""
         if trainer.step == 0:
             return
         if self._saved_step != trainer.step and trainer.step > trainer.first_step:
@@ -362,7 +362,7 @@ class Trainer:
             )
 
     def _cursor(self) -> dict[str, Any]:
-        """Say where in the data the next step is, and mark the order it follows; no micro-batch is ever half done."""
+        """Return where in the data the next step is, and mark the order it follows; no micro-batch is ever half done."""
         epoch, index = divmod(self.step, self.steps_per_epoch)
         num_units = len(self.train_examples) if self.rows is None else len(self.rows)
         first = epoch_order(num_units, self.config.seed, epoch)[:_MARKED]

@@ -57,8 +57,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 def param_groups(model: nn.Module, config: TrainingConfig) -> list[Group]:
     """Sort the trainable parameters by what is done to them: which weight decay, which part of the learning rate.
 
-    Biases and norms do not decay. With `loraplus_lr_ratio`, lora_B, biases and norms learn that many times as fast as
-    lora_A, and adapters of embeddings at `loraplus_lr_embedding`, grouped as peft.optimizers groups them.
+    Biases and norms do not decay. With `loraplus_lr_ratio`, lora_B, biases and norms have that many times the learning rate of
+    lora_A, and adapters of embeddings have `loraplus_lr_embedding`, grouped as peft.optimizers groups them.
     Each group's `lr_ratio` is its rate over that of the schedule. Source: LoRA+, Hayou et al. 2024, arXiv:2402.12354.
     """
     plus, of_embeddings = config.loraplus_lr_ratio, set()
@@ -87,7 +87,7 @@ def param_groups(model: nn.Module, config: TrainingConfig) -> list[Group]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its part of the schedule's learning rate."""
+    """Set every group to its part of the schedule's learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
 
@@ -97,7 +97,7 @@ def inference_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Hold the weights that are to be used in the parameters, and put those that are trained back, to the bit.
 
     Only a schedule-free optimizer tells the two apart: it takes gradients at one point and returns the average of
-    others. Its own way back, `train()`, rounds, and an evaluation must not change what is learned.
+    others. Its own way back, `train()`, rounds, and an evaluation must not change the training.
     """
     if not hasattr(optimizer, "eval"):
         yield

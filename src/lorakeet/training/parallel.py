@@ -3,7 +3,7 @@
 data in: a model with adapters, in every process → out: a model to call in its place, whose backward pass adds up the
 adapters' gradients over all processes. Every process holds all adapters and their optimizer state, and takes the same
 step; the frozen base is held whole by each (DistributedDataParallel), or each keeps a part of every layer and sees
-the others' when it computes that layer (FSDP2's `fully_shard`). What the processes tell each other beside gradients
+the others' when it computes that layer (FSDP2's `fully_shard`). What the processes exchange beside gradients
 is in `lorakeet.dist`.
 """
 
@@ -68,7 +68,7 @@ def without_sync(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 def broadcast_params(named_params: Mapping[str, torch.Tensor]) -> None:
-    """Give the adapters of every process the values that the main one drew."""
+    """Copy the adapters that the main process drew to every other."""
     if not dist.is_shared():
         return
     with torch.no_grad():
@@ -77,7 +77,7 @@ def broadcast_params(named_params: Mapping[str, torch.Tensor]) -> None:
 
 
 def require_same(identity: Mapping[str, str]) -> None:
-    """Raise ConfigError if this process is about to learn something else than the main one: data, base, settings."""
+    """Raise ConfigError if this process is about to train on something else than the main one: data, base, settings."""
     mains = dist.from_main(dict(identity))
     if differing := [key for key, value in identity.items() if mains[key] != value]:
         raise ConfigError(

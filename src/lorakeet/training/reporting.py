@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class ConsoleReporter(Reporter):
-    """Shows a live bar in a terminal, and plain lines where there is none. Writes to stderr only."""
+    """Shows a live bar in a terminal, and plain lines if there is none. Writes to stderr only."""
 
     def __init__(self, total_steps: int, first_step: int = 0, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -77,7 +77,7 @@ class ConsoleReporter(Reporter):
 
 @contextmanager
 def encoding_progress(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show how many rows are encoded and proven, in a bar that goes away again; nothing where there is no terminal."""
+    """Show how many rows are encoded and proven, in a bar that goes away again; nothing if there is no terminal."""
     console = console or Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     is_seen = console.is_terminal and dist.is_main()
@@ -125,7 +125,7 @@ class Reporters:
 
 
 def warn_of_failure(name: str, error: BaseException) -> None:
-    """Say in one line that a reporter is dropped, and why."""
+    """Log in one line that a reporter is dropped, and why."""
     reason = " ".join(redact(f"{type(error).__name__}: {error}").split())
     logger.warning("%s reports no more, training goes on: %s", name, reason[:300])
 

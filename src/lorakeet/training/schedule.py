@@ -89,7 +89,7 @@ def _warmup_stable_decay(step: int, warmup: int, total_steps: int, options: Warm
 def _cosine_with_minimum_and_warmup(
     step: int, warmup: int, left: int, peak: float, options: CosineWithMinimumAndWarmup
 ) -> float:
-    """Count steps from 1, so that the first of a warm-up learns and the last one is at the minimum."""
+    """Count steps from 1, so that the first step of a warm-up changes the weights and the last one is at the minimum."""
     if step < warmup:
         if options.warmup_lr_rate is None:
             return (step + 1) / warmup

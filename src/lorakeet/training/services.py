@@ -1,7 +1,7 @@
 """TensorBoard, Weights & Biases, MLflow and trackio, for those who name them in `report_to`.
 
 data in: the configuration at the start, rows of metrics as a run goes on → out: files under RUN/logs, or a service's
-own server where the user has set one up. A package is imported only when it is named. Nothing is sent to a network
+own server if the user has set one up. A package is imported only when it is named. Nothing is sent to a network
 unless the user has configured the service for it, and what the packages report about themselves is switched off.
 Metrics are named as transformers' Trainer names them (train/loss, eval/loss), so that curves can be laid over each
 other. A service that fails never stops training; `Reporters` in reporting.py sees to the later calls.
@@ -114,7 +114,7 @@ class TensorBoardReporter(Reporter):
 
 
 class WandbReporter(Reporter):
-    """Writes a Weights & Biases run: to its server where the user has logged in, else into an offline folder."""
+    """Writes a Weights & Biases run: to its server if the user has logged in, else into an offline folder."""
 
     def __init__(self, context: Context) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -1,4 +1,4 @@
-"""A wish to stop, from Ctrl-C or SIGTERM, that is heard everywhere and acted on where nothing is lost.
+"""A request to stop, by Ctrl-C or SIGTERM, that is acted on where nothing is lost.
 
 data in: signals → out: KeyboardInterrupt, at once where the work at hand can be dropped (loading, encoding, a forward
 pass, an evaluation), else at the next `check`. A second signal raises at once wherever it comes.
@@ -47,7 +47,7 @@ class StopRequest:
     def droppable(self, *, together: bool = False) -> Iterator[None]:
         """Let a signal raise KeyboardInterrupt at once in this block, whose work is lost then.
 
-        Work that processes do `together` is dropped only where there is one process: none may leave the others alone.
+        Work that processes do `together` is dropped only if there is one process: none may leave the others alone.
         """
         if together and dist.is_shared():
             yield

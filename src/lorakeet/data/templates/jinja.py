@@ -204,7 +204,7 @@ class _Renderer:
                     pipe.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Send one request; None where there was no answer in time, after which the child is gone."""
+        """Send one request; None if there was no answer in time, after which the child is gone."""
         with self.lock:  # a server renders for several requests at once
             reply = self._exchange(request, MAX_SECONDS)
             if reply is None:

@@ -18,7 +18,7 @@ def main() -> None:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         _limit_memory()
-    except Exception as error:  # whatever it is, the parent must hear of it
+    except Exception as error:  # whatever it is, the parent must know of it
         _reply({"error": f"{type(error).__name__}: {error}"})
         return
     _reply({})
@@ -56,7 +56,7 @@ def _limit_memory() -> None:
 
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # only Linux tells; the time limit holds everywhere
+    except (ImportError, OSError):  # only on Linux; the time limit holds everywhere
         return
     resource.setrlimit(resource.RLIMIT_AS, (now + _EXTRA_BYTES, now + _EXTRA_BYTES))
 

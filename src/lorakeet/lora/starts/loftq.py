@@ -31,7 +31,7 @@ from lorakeet.lora.tensor_file import read_tensors, write_tensors
 from lorakeet.quant.layers import QuantizedLinear
 
 OriginalWeight = Callable[[str], Tensor]
-"""Gives the weight of a layer, by its path, as it was before it was quantised: (out, in)."""
+"""Returns the weight of a layer, by its path, as it was before it was quantised: (out, in)."""
 BEGINNING_FILE = "loftq_init.safetensors"
 _NOTE = "loftq_init"
 _OVERSAMPLED = 16
@@ -92,7 +92,7 @@ def save_beginnings(layers: Mapping[str, MergeableLayer], folder: Path) -> dict[
 def for_base_of(
     model: nn.Module, folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Turn a saved adapter into the one for `model`: where that is not quantised, less what LoftQ began with.
+    """Turn a saved adapter into the one for `model`: if that is not quantised, less what LoftQ began with.
 
     Raises: AdapterError, E-ADPT-187, if the file that `note` names is not there.
     """

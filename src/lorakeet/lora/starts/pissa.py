@@ -62,7 +62,7 @@ def start_with_principal_part(layer: MergeableLayer, method: str) -> None:
 
 
 def put_decomposition(layer: LinearLoRA, left_OR: Tensor, values_R: Tensor, right_RI: Tensor) -> None:
-    """Give A and B the square roots of singular values, so that the update is what was decomposed.
+    """Set A and B to the square roots of singular values, so that the update is what was decomposed.
 
     A layer of higher rank than the decomposition holds zeros beyond it.
     """

@@ -145,7 +145,7 @@ def _longrope_to_dict(config: DecoderConfig, scaling: LongRope) -> dict[str, Any
         "long_factor": list(scaling.long_factor),
     }
     factor = config.max_position_embeddings / config.original_max_position_embeddings
-    # Older readers accept these three keys and no other, so the factor is written only where it is not the usual one.
+    # Older readers accept these three keys and no other, so the factor is written only if it is not the usual one.
     if scaling.attention_factor != default_attention_factor(factor, config.original_max_position_embeddings):
         values["attention_factor"] = scaling.attention_factor
     return values
