@@ -70,14 +70,14 @@ class Run(RunRecord):
         """
         self.require_finished()
         config = self.config
-        return chat_models.load(
+        base = chat_models.load(
             config.model,
-            adapter=self.adapter_directory,
             bf16=config.bf16,
             template=config.data.template,
             quantization=config.quantization_config,
             system=config.data.system,
         )
+        return base.with_adapter(self.adapter_directory)
 
     def chat(self, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY) -> ChatSession:
         """Load the run and start a conversation; see `chat`."""

@@ -1,7 +1,7 @@
 """A model you can talk to: decoder, tokenizer and template, which belong together and travel together.
 
-data in: a model's name, perhaps an adapter directory → out: a ChatModel on the best device and in the best dtype of
-this machine. `load` is the only loader. What is done with a ChatModel is said elsewhere: infer/ answers, evaluation/
+data in: a model's name → out: a ChatModel on the best device and in the best dtype of this machine, into which an
+adapter can be loaded. `load` is the only loader. What is done with a ChatModel is said elsewhere: infer/ answers, evaluation/
 measures, training/ trains its adapters.
 """
 
@@ -38,6 +38,15 @@ class ChatModel:
     system: str | None = None
     """System prompt that a conversation starts with unless it brings its own: the one that a run was trained with."""
 
+    def with_adapter(self, adapter: Path) -> "ChatModel":
+        """Load an adapter directory, in PEFT's format, into the model, in place.
+
+        Raises: AdapterError, also if the adapter belongs to another base model.
+        """
+        load_adapter(self.model, adapter, base_hash=weights.fingerprint(self.directory))
+        self.model.eval()
+        return self
+
     @property
     def context(self) -> int:
         """The most tokens that a prompt and its answer may have together."""
@@ -47,21 +56,19 @@ class ChatModel:
 def load(
     name: str,
     *,
-    adapter: Path | None = None,
     bf16: bool | None = None,
     template: str | None = None,
     quantization: QuantizationConfig = FULL_PRECISION,
     system: str | None = None,
 ) -> ChatModel:
-    """Load a model by alias, directory or hub id, and an adapter into it if one is named; in evaluation mode.
+    """Load a model by alias, directory or hub id, in evaluation mode.
 
     Args:
-        adapter: directory in PEFT's format.
         bf16: compute in bfloat16 or not; None measures which is faster here.
         template: name of a chat template; None finds the model's own.
         quantization: hold the linear layers in 4 or 8 bits.
         system: becomes `ChatModel.system`.
-    Raises: MissingExtraError if the model is to be quantised and bitsandbytes is not installed; ModelError, AdapterError.
+    Raises: MissingExtraError if the model is to be quantised and bitsandbytes is not installed; ModelError.
     """
     if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
@@ -76,6 +83,4 @@ def load(
             model = load_quantized_model(directory, quantization, dtype=dtype, device=device)
     else:
         model = weights.load_model(directory, dtype=dtype, device=device)
-    if adapter is not None:
-        load_adapter(model, adapter, base_hash=weights.fingerprint(directory))
     return ChatModel(model.eval(), tokenizer, template_for(tokenizer, name=template), directory, system)

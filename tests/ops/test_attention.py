@@ -191,19 +191,21 @@ def test_perturbing_one_document_leaves_its_neighbours_bit_equal(monkeypatch, qu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
 def test_cached_attention_matches_reference(window, dtype, heads, kv_heads):
-    """First two documents whole, in rows 1 and 2 of the stores; then one more token of each, twice."""
+    """First two documents whole, in rows 1 and 2 of the stores; then one more token of each, twice; then 2 and 3 more."""
     lengths = [3, 9]
     stores = [torch.zeros(4, kv_heads, 16, E, dtype=dtype) for _ in range(2)]
     others = [store.clone() for store in stores]
     passes = [([row for row, n in enumerate(lengths, 1) for _ in range(n)], [i for n in lengths for i in range(n)])]
     passes += [([1, 2], [n + more for n in lengths]) for more in range(2)]
+    passes += [([1, 1, 2, 2, 2], [5, 6, 11, 12, 13])]
     for step, (rows, columns) in enumerate(passes):
-        qkv = [x.detach() + step for x in random_qkv(len(rows), dtype, heads, kv_heads)]
+        qkv = [x.detach() + step / 4 for x in random_qkv(len(rows), dtype, heads, kv_heads)]
         first = 0 if window == NO_WINDOW else max(0, min(columns) + 1 - window)
-        bounds = torch.tensor((1, first, max(columns) + 1) if step else (0, 0, 0))
+        is_one_each, continues = step in (1, 2), step == 3
+        bounds = torch.tensor((1, first, max(columns) + 1) if is_one_each else (0, 0, 0))
         where = torch.tensor(rows), torch.tensor(columns)
-        borders = torch.arange(len(rows) + 1) if step else boundaries(lengths)
-        ours = cached_attention(*qkv, *stores, borders, *where, bounds, window)
+        borders = torch.arange(len(rows) + 1) if is_one_each else boundaries([2, 3] if continues else lengths)
+        ours = cached_attention(*qkv, *stores, borders, *where, bounds, continues, window)
         truth = cached_attention_reference(*qkv, *others, *where, window)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(ours, truth, rtol=tolerance, atol=tolerance)

@@ -19,7 +19,6 @@ import torch
 
 from lorakeet.models.config import DecoderConfig
 from lorakeet.ops.attention.cached import cached_attention
-from lorakeet.ops.attention.continued import continued_attention
 
 GROWTH = 1.5
 MIN_COLUMNS = 64
@@ -55,14 +54,10 @@ class LayerCache:
         self, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
     ) -> torch.Tensor:
         """Store the new keys and values and attend to all stored ones; returns (T, H * E)."""
-        now = self.now
+        now, stores = self.now, (self.keys_MKNE, self.values_MKNE)
         assert now is not None, "begin_prompts or begin_step comes before the model's pass"
-        if now.continues:
-            stores = self.keys_MKNE, self.values_MKNE
-            return continued_attention(q_THE, k_TKE, v_TKE, *stores, cu_seqlens, now.rows_T, now.columns_T, window)
-        return cached_attention(
-            q_THE, k_TKE, v_TKE, self.keys_MKNE, self.values_MKNE, cu_seqlens, now.rows_T, now.columns_T, now.bounds, window
-        )
+        place = now.rows_T, now.columns_T, now.bounds, now.continues
+        return cached_attention(q_THE, k_TKE, v_TKE, *stores, cu_seqlens, *place, window)
 
 
 class KVCache:

@@ -1,19 +1,23 @@
 """Attention of new tokens to keys and values that are kept from earlier calls, which it adds to.
 
 data in: queries, keys and values of new tokens, the stores, where each token goes → out: one vector per token and
-query head; the stores hold the new keys and values. Two kinds of calls only: documents that start here, each any
-number of tokens long, and documents that each bring exactly one more token. The second kind is two matrix
-multiplications over all documents at once: no loop, no copy of keys for grouped queries.
+query head; the stores hold the new keys and values. There are three kinds of calls:
 
-The slow truth is `reference.py`.
+- documents that start here, each any number of tokens long, as in training;
+- documents that each bring exactly one more token: two matrix multiplications over all documents at once, no loop, no
+  copy of keys for grouped queries;
+- documents of which some go on, by any number of tokens, behind a beginning that was read before: one by one.
 
-It is one opaque operation, so that a compiled decoder layer is one graph for both kinds.
+The slow truth of all three is `reference.py`. It is one opaque operation, so that a compiled decoder layer is one graph.
 
 T tokens, B documents, H query heads, K key-value heads, G = H / K query heads of a key head, E head width,
 M rows of the stores, N their columns.
 """
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 
 from lorakeet.ops.attention.packed import attention
 
@@ -29,6 +33,7 @@ def cached_attention(
     rows_T: torch.Tensor,
     columns_T: torch.Tensor,
     bounds: torch.Tensor,
+    continues: bool,
     window: int,
 ) -> torch.Tensor:
     """Store the new keys and values and attend; returns (T, H * E).
@@ -38,9 +43,12 @@ def cached_attention(
         columns_T: the column of each token, which is its position in its document.
         bounds: three integers on the CPU: the first row, and the first and the end of the columns to look at, if
             each document brings one token and the documents lie in rows one after the other; else all zero.
+        continues: whether a document begins in the stores and brings more than one token.
     """
     keys_MKNE[rows_T, :, columns_T] = k_TKE
     values_MKNE[rows_T, :, columns_T] = v_TKE
+    if continues:
+        return _attend_continued(q_THE, keys_MKNE, values_MKNE, cu_seqlens, rows_T, columns_T, window)
     first_row, first_column, end_column = bounds.tolist()
     if end_column == 0:
         return attention(q_THE, k_TKE, v_TKE, cu_seqlens, window)
@@ -70,3 +78,26 @@ def _attend_one_each(
     scores = scores.unflatten(0, (B, K)).masked_fill(hidden_BN[:, None, None], float("-inf"))
     probs = scores.softmax(-1).to(q_BHE.dtype).flatten(0, 1)
     return torch.bmm(probs, values_BKNE.flatten(0, 1)).view(B, H * E)
+
+
+def _attend_continued(
+    q_THE: torch.Tensor,
+    keys_MKNE: torch.Tensor,
+    values_MKNE: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    rows_T: torch.Tensor,
+    columns_T: torch.Tensor,
+    window: int,
+) -> torch.Tensor:
+    """Let the new tokens of each document, whose columns follow each other, look at its columns up to their own."""
+    out = torch.empty_like(q_THE)
+    for start, end in pairwise(cu_seqlens.tolist()):
+        row, last = int(rows_T[start]), int(columns_T[end - 1])
+        keys_KNE, values_KNE = keys_MKNE[row, :, : last + 1], values_MKNE[row, :, : last + 1]
+        behind_TN = columns_T[start:end, None] - torch.arange(last + 1, device=q_THE.device)
+        visible_TN = (behind_TN >= 0) & (behind_TN < window)
+        attended_HTE = F.scaled_dot_product_attention(
+            q_THE[start:end].transpose(0, 1)[None], keys_KNE[None], values_KNE[None], attn_mask=visible_TN, enable_gqa=True
+        )[0]
+        out[start:end] = attended_HTE.transpose(0, 1)
+    return out.flatten(1)
