@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import lorakeet
 from lorakeet.cli import main
+from lorakeet.machine.hardware import choose_dtype
 from tests.config.test_foreign_keys import NOTEBOOK_PEFT, NOTEBOOK_TRAINING
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,9 @@ def test_a_runs_own_configuration_repeats_it(tmp_path, tiny_model_directory, dat
     assert_same(Path("first"), Path("second"))
     assert (repeated / "config.yaml").read_text() == Path("first/config.yaml").read_text()
     assert "target_modules:\n  - qkv_proj\n  - o_proj\n" in Path("first/config.yaml").read_text()
+    decided = lorakeet.open_run("first").config
+    assert (decided.data.template, decided.training_config.max_length) == ("phi3-mini", 128)
+    assert decided.training_config.bf16 is (choose_dtype(None, "cpu") == torch.bfloat16)
 
 
 def test_a_run_that_was_moved_resumes_where_it_is(tmp_path, tiny_model_directory, data, monkeypatch):

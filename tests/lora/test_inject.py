@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 import lorakeet as lora
 from lorakeet.errors import AdapterError, ConfigError
 from lorakeet.lora.inject import lora_layers
+from lorakeet.quant.layers import Linear4bit as QuantizedLinear4bit
 
 Build = Callable[[], nn.Module]
 Fill = Callable[[nn.Module], nn.Module]
@@ -153,6 +154,50 @@ def test_patterns_set_rank_alpha_and_scaling(toy: Build) -> None:
     assert found["2.down_proj"] == (2, 3.0)
     scaled = lora.inject(toy(), config(use_rslora=True))
     assert next(lora_layers(scaled))[1].scaling == 4 / 2**0.5
+
+
+def test_a_printed_model_shows_rank_alpha_and_dropout_of_every_layer(toy: Build) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(4, 6),
+            "embedding": nn.Embedding(5, 4),
+            "conv": nn.Conv2d(4, 6, 3),
+            "gpt2": Conv1D(6, 4),
+            "attention": nn.MultiheadAttention(4, 2),
+            "four_bits": QuantizedLinear4bit.quantize(torch.randn(64, 64)),
+        }
+    )
+    chosen = {"target_modules": list(model), "rank_pattern": {"conv": 4}, "alpha_pattern": {"conv": 3}}
+    lora.inject(model, lora.LoraConfig(r=2, lora_alpha=8, **chosen))
+    said = {path: layer.extra_repr() for path, layer in lora_layers(model)}
+    assert said == {
+        "linear": "in_features=4, out_features=6, bias=True, r=2, lora_alpha=8, lora_dropout=0",
+        "embedding": "5, 4, r=2, lora_alpha=8, lora_dropout=0",
+        "conv": "4, 6, kernel_size=(3, 3), stride=(1, 1), r=4, lora_alpha=3, lora_dropout=0",
+        "gpt2": "nf=6, nx=4, r=2, lora_alpha=8, lora_dropout=0",
+        "attention": "r=2, lora_alpha=8, lora_dropout=0",
+        "attention.out_proj": "in_features=4, out_features=4, bias=True, r=2, lora_alpha=8, lora_dropout=0",
+        "four_bits": "in_features=64, out_features=64, bias=False, r=2, lora_alpha=8, lora_dropout=0",
+    }
+    assert all(text in repr(model) for text in said.values())
+    assert "lora_dropout=0.1" in repr(lora.inject(toy(), config(lora_dropout=0.1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (lora.Linear(4, 6, r=2, lora_alpha=3, lora_dropout=0.1), "r=2, lora_alpha=3, lora_dropout=0.1"),
+        (lora.MergedLinear(4, 6, r=2, enable_lora=[True, False]), "r=2, lora_alpha=1, lora_dropout=0"),
+        (lora.Embedding(4, 6, r=2, lora_alpha=0.5), "r=2, lora_alpha=0.5, lora_dropout=0"),
+        (lora.Conv1d(4, 6, 3, r=2, lora_alpha=3), "r=2, lora_alpha=3, lora_dropout=0"),
+    ],
+)
+def test_a_layer_made_by_hand_shows_them_too(layer: Any, text: str) -> None:
+    assert layer.extra_repr().endswith(f", {text}")
+    assert layer.eval().extra_repr().endswith(f", {text}, merged")
+    assert lora.Linear(4, 6).extra_repr() == nn.Linear(4, 6).extra_repr()
 
 
 @pytest.mark.parametrize(("bias", "expected"), [("none", set()), ("all", {"norm", "down"}), ("lora_only", {"down"})])

@@ -20,6 +20,12 @@ class TransformersConv1D(LinearLoRA, Conv1D):
         self._setup_lora(r, lora_alpha, lora_dropout, merge_weights=False)
         self._add_lora_parameters(nx, nf)
 
+    __repr__ = nn.Module.__repr__  # Conv1D's own does not show extra_repr
+
+    def extra_repr(self) -> str:
+        """Describe the layer where a model is printed."""
+        return f"nf={self.nf}, nx={self.nx}, {super().extra_repr()}"
+
 
 def adapted_conv1d(module: nn.Module, *, r: int, lora_alpha: float, lora_dropout: float) -> TransformersConv1D:
     """Build the layer that takes the place of a Conv1D, on the meta device."""

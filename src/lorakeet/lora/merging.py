@@ -221,6 +221,15 @@ class MergeableLayer(LoRALayer, nn.Module):
         """Return the weight that the update is added to."""
         return weight
 
+    def extra_repr(self) -> str:
+        """Describe the layer where a model is printed: as the one it replaces, and with its LoRA."""
+        plain = super().extra_repr()
+        if self.r == 0:
+            return plain
+        dropout = getattr(self.lora_dropout, "p", 0.0)
+        lora = f"r={self.r}, lora_alpha={self.lora_alpha:g}, lora_dropout={dropout:g}"
+        return ", ".join(part for part in (plain, lora, "merged" if self.merged else "") if part)
+
     def train(self, mode: bool = True) -> Any:
         """Set the mode; with `merge_weights`, loralib's flow: eval() merges, train() unmerges."""
         super().train(mode)

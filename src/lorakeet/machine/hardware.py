@@ -35,8 +35,8 @@ def choose_dtype(bf16: bool | None, device: str) -> torch.dtype:
         )
     if bf16 and device == "cpu" and best_dtype(device) == torch.float32:
         logger.warning(
-            "bf16 is set, but this CPU is faster in float32, up to six times: leave bf16 out and the faster is taken. "
-            "Where memory is short, load_in_4bit saves more."
+            "bf16 is set, but this CPU is faster in float32, up to six times: leave bf16 out, or set it to null, and the "
+            "faster is taken. Where memory is short, load_in_4bit saves more."
         )
     return torch.bfloat16 if bf16 else torch.float32
 

@@ -26,7 +26,7 @@ from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from lorakeet.files import durable
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import read_tensors, write_tensors
-from lorakeet.rundir.identity import default_of
+from lorakeet.rundir.identity import DECIDED_KEYS, default_of
 
 FORMAT = 1
 MANIFEST, VALUES = "manifest.json", "state.json"
@@ -273,7 +273,8 @@ def num_to_come(run_directory: Path) -> int:
 def _require_identity(path: Path, then: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
     """Refuse a checkpoint of another run than this one, naming what differs."""
     then, now = ({key: side.get(key, default_of(key)) for key in now.keys() | then.keys()} for side in (then, now))
-    differing = sorted(key for key in now if now[key] != then[key])
+    was_undecided = {key for key in DECIDED_KEYS if then.get(key) == "null"}
+    differing = sorted(key for key in now if now[key] != then[key] and key not in was_undecided)
     fix = "with what the run began with, or start a new run"
     for key in set(differing).intersection(_DATA_KEYS):
         hashes = f"its hash is {str(now.get(key))[:_SHOWN]}, was {str(then.get(key))[:_SHOWN]}"

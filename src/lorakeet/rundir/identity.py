@@ -42,6 +42,8 @@ _FREE_KEYS = {
     "gradient_accumulation_steps",
     "fsdp",
 }
+DECIDED_KEYS = {"training_config.max_length"}
+"""Keys that older versions left null for the model to decide; what was decided shows in the data's hashes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def _train(
     """Load, prepare, train and save in a directory that is ours alone."""
     with stop.droppable():
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
-        config = in_model_names(chat_model, config)
+        config = as_decided(chat_model, in_model_names(chat_model, config))
         with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
             record = DataRecord()
             data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, on_progress, record.add)
@@ -154,6 +154,16 @@ def in_model_names(chat_model: ChatModel, config: RunConfig) -> RunConfig:
         logger.info("Note: %s.", note)
     find_targets(model, peft_config)
     return config.model_copy(update={"peft_config": peft_config})
+
+
+def as_decided(chat_model: ChatModel, config: RunConfig) -> RunConfig:
+    """Put what the model and the machine have decided into the configuration, so that it repeats the run anywhere."""
+    data = config.data.model_copy(update={"template": chat_model.template.name})
+    return with_settings(
+        config.model_copy(update={"data": data}),
+        bf16=chat_model.model.lm_head.weight.dtype == torch.bfloat16,
+        max_length=config.training_config.max_length or chat_model.context,
+    )
 
 
 def build_trainer(config: RunConfig, chat_model: ChatModel, data: PreparedData, stop: StopRequest | None = None) -> Trainer:

@@ -58,7 +58,7 @@ def template_for(tokenizer: "Tokenizer", *, name: str | None = None) -> Template
     for candidate in ("phi4", "chatml", "phi4-mini", "phi3-mini"):
         wanted = LAYOUTS[candidate].control | set(LAYOUTS[candidate].tools) - {""}
         if name is None and wanted <= tokenizer.control_tokens.keys():
-            return LAYOUTS[candidate]
+            return _fit(LAYOUTS[candidate], tokenizer)
     raise ConfigError(
         "E-CFG-122",
         "the tokenizer has no chat template and its control tokens fit none that is known",
