@@ -1,6 +1,7 @@
 """Small models that LoRA goes onto."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ class ToyModel(nn.Module):
 
 class Wrapped(nn.Module):
     """The toy model one level down, so that its layers lie in something, as in a causal language model."""
+
+    packed_modules_mapping: ClassVar = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 
     def __init__(self) -> None:
         super().__init__()

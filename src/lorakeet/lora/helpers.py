@@ -13,7 +13,6 @@ from torch import nn
 from lorakeet.errors import ConfigError
 from lorakeet.lora.conv import ConvLoRA
 from lorakeet.lora.merging import LoRALayer
-from lorakeet.lora.targets import is_bias
 
 _MODES = ("none", "all", "lora_only")
 
@@ -28,7 +27,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     lora = set(_lora_keys(model, [name for name, _ in model.named_parameters()]))
     for name, parameter in model.named_parameters():
         if name not in lora:
-            parameter.requires_grad = bias == "all" and is_bias(name)
+            parameter.requires_grad = bias == "all" and _is_bias(name)
     if bias == "lora_only":
         for _, layer in _layers(model):
             if isinstance(getattr(layer, "bias", None), nn.Parameter):
@@ -45,7 +44,7 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Any]:
     state = model.state_dict()
     wanted = set(_lora_keys(model, list(state)))
     if bias == "all":
-        wanted |= {key for key in state if is_bias(key)}
+        wanted |= {key for key in state if _is_bias(key)}
     elif bias == "lora_only":
         for path, layer in _layers(model):
             if any(key.startswith(_join(path, "lora_")) for key in wanted):
@@ -67,6 +66,14 @@ def _lora_keys(model: nn.Module, keys: list[str]) -> Iterator[str]:
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, LoRALayer))
+
+
+def _is_bias(key: str) -> bool:
+    """Tell whether the last part of a name says bias, as loralib does: `in_proj_bias` too, which PEFT leaves frozen.
+
+    Only the last part, since T5's `relative_attention_bias.weight` is an embedding.
+    """
+    return "bias" in key.rpartition(".")[2]
 
 
 def _join(path: str, name: str) -> str:

@@ -335,13 +335,9 @@ def adapter_extras(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
     layers = dict(lora_layers(model))
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        path, _, last = name.rpartition(".")
-        if config.bias == "all":
-            belongs = is_bias(name)
-        else:
-            belongs = config.bias == "lora_only" and last == "bias" and path in layers
-        if belongs:
-            tensors[f"{peft_path(model, path)}.base_layer.{last}" if path in layers else name] = parameter.data
+        path = name.rpartition(".")[0]
+        if is_bias(name) and (config.bias == "all" or (config.bias == "lora_only" and path in layers)):
+            tensors[f"{peft_path(model, path)}.base_layer.bias" if path in layers else name] = parameter.data
     injection = injection_of(model)
     for path in injection.saved_modules if injection is not None else ():
         state = model.get_submodule(path).state_dict()

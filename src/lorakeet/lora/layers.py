@@ -67,7 +67,7 @@ class LinearLoRA(MergeableLayer):
             plain.bias = self.bias
         return plain.train(self.training)
 
-    def _reset_linear(self) -> None:
+    def reset_parameters(self) -> None:
         """Draw weight and bias as nn.Linear does, then A and B."""
         self.unmerge()
         # nn.Linear reads the fan-in off the shape, so it must see (out, in).
@@ -77,6 +77,14 @@ class LinearLoRA(MergeableLayer):
         # nn.Linear's constructor calls this before A and B exist.
         if self.r > 0:
             self.reset_lora_parameters()
+
+    def _draw_and_store(self, fan_in_fan_out: bool) -> None:
+        """Draw everything, as the last step of a constructor, and store the weight as (in, out) if that is asked for."""
+        # loralib draws the weight a second time; so do we, for the same numbers from the same seed.
+        self.reset_parameters()
+        self.fan_in_fan_out = fan_in_fan_out
+        if fan_in_fan_out:
+            self.weight.data = self.weight.data.transpose(0, 1).contiguous()
 
 
 class Linear(LinearLoRA, nn.Linear):
@@ -104,15 +112,7 @@ class Linear(LinearLoRA, nn.Linear):
         self._setup_lora(r, lora_alpha, lora_dropout, merge_weights)
         if r > 0:
             self._add_lora_parameters(in_features, out_features)
-        # loralib draws the weight a second time; so do we, for the same numbers from the same seed.
-        self.reset_parameters()
-        self.fan_in_fan_out = fan_in_fan_out
-        if fan_in_fan_out:
-            self.weight.data = self.weight.data.transpose(0, 1).contiguous()
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias as nn.Linear does, then A and B."""
-        self._reset_linear()
+        self._draw_and_store(fan_in_fan_out)
 
 
 class MergedLinear(LinearLoRA, nn.Linear):
@@ -152,14 +152,7 @@ class MergedLinear(LinearLoRA, nn.Linear):
             num_on, rows = sum(map(bool, self.enable_lora)), sum(self._enabled_sizes)
             self.lora_A = nn.Parameter(self.weight.new_empty((r * num_on, in_features)))
             self.lora_B = nn.Parameter(self.weight.new_empty((rows, r)))
-        self.reset_parameters()
-        self.fan_in_fan_out = fan_in_fan_out
-        if fan_in_fan_out:
-            self.weight.data = self.weight.data.transpose(0, 1).contiguous()
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias as nn.Linear does, then A and B."""
-        self._reset_linear()
+        self._draw_and_store(fan_in_fan_out)
 
     @property
     def _enabled_sizes(self) -> list[int]:

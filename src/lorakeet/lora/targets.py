@@ -42,11 +42,8 @@ def matches_any(names: Iterable[str], path: str) -> bool:
 
 
 def is_bias(name: str) -> bool:
-    """Tell whether a parameter is a bias, by the last part of its name: `in_proj_bias` too.
-
-    T5's `relative_attention_bias.weight` is an embedding, which loralib and PEFT take for a bias.
-    """
-    return "bias" in name.rpartition(".")[2]
+    """Tell whether a parameter is a bias as PEFT sees it, by its name; loralib's helpers see more (helpers.py)."""
+    return name.rpartition(".")[2] == "bias"
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.Module]]:
