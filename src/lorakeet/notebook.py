@@ -21,6 +21,25 @@ def text(value: str, *, style: str = "") -> str:
     return f'<span style="white-space:pre-wrap;{style}">{html.escape(value)}</span>'
 
 
+def curve(points: Sequence[tuple[float, float]], *, width: int = 480, height: int = 120) -> str:
+    """Return points as a line in a frame, an SVG with the smallest and largest values written beside it."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    low, high = min(ys), max(ys)
+
+    def at(value: float, first: float, last: float, size: int) -> float:
+        return size * (value - first) / (last - first) if last > first else size / 2
+
+    path = " ".join(f"{at(x, xs[0], xs[-1], width):.1f},{height - at(y, low, high, height):.1f}" for x, y in points)
+    marks = "".join(
+        f'<text x="{width + 6}" y="{y}" font-size="11" fill="currentColor">{value:.3g}</text>'
+        for value, y in ((high, 11), (low, height))
+    )
+    return (
+        f'<svg viewBox="-2 -2 {width + 60} {height + 4}" width="{width + 60}" role="img" aria-label="curve">'
+        f'<polyline points="{path}" fill="none" stroke="#2e9e4f" stroke-width="1.5"/>{marks}</svg>'
+    )
+
+
 def _line(cell: str, values: Sequence[object]) -> str:
     shown = (f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for value in values)
     cells = (f'<{cell} style="text-align:left">{html.escape(one)}</{cell}>' for one in shown)

@@ -44,6 +44,7 @@ from lorakeet.training.best_evaluation import require_evaluations
 from lorakeet.training.describe import describe, doubts
 from lorakeet.training.forecast import Forecast, compare_forecast, forecast, forecast_run
 from lorakeet.training.loop import Saver, Trainer
+from lorakeet.training.notebook_curve import NotebookCurve, is_in_notebook
 from lorakeet.training.parallel import require_same, shard_base, state_from_main
 from lorakeet.training.reporting import ConsoleReporter, Reporters, encoding_progress
 from lorakeet.training.rng import seed_all
@@ -205,6 +206,8 @@ def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sam
     if dist.is_main():
         metrics = JsonlReporter(directory / "metrics.jsonl", trainer.step)
         opened = [metrics, ConsoleReporter(trainer.total_steps, trainer.step, Console(stderr=True))]
+        if is_in_notebook():
+            opened.append(NotebookCurve(trainer.total_steps))
         if sampler.questions:
             opened.append(JsonlReporter(directory / "samples.jsonl", trainer.step, kinds=(SampleRow,)))
         opened += open_reporters(config, directory, trainer.step)
