@@ -46,7 +46,7 @@ LABELS = {
     "lorakeet": "lorakeet",
     "trl": "TRL SFTTrainer, defaults",
     "peft": "PEFT, tuned and compiled",
-    "peft-learned": "the same, head on learned tokens only",
+    "peft-learned": "the same, head on trained tokens only",
 }
 ADAPTERS = {"r16-all-linear": (16, "all-linear"), "r8-attention": (8, "attention")}
 
@@ -206,8 +206,10 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     measured = [case for case in cases if case.rooflines]
     stem = f"{STARTED:%Y-%m-%d-%H%M}-throughput"
     groups = {
-        f"{case.workload}\n{case.adapters}": {LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs}
-        | {"GEMM roofline": case.roofline}
+        f"{case.workload}\n{workloads.TITLES[case.workload]}\n{case.adapters}": {
+            LABELS[system]: case.median(system, "tokens_per_second") for system in case.runs
+        }
+        | {"what the matrix multiplications alone allow": case.roofline}
         for case in measured
     }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -228,7 +230,9 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
-    (RESULTS / f"{stem}.svg").write_text(bar_chart("Training speed", "tokens/s", groups), encoding="utf-8")
+    (RESULTS / f"{stem}.svg").write_text(
+        bar_chart(f"Training speed of {options.model}: tokens a second, more is better", "tokens/s", groups), encoding="utf-8"
+    )
     return text
 
 

@@ -96,6 +96,14 @@ WORKLOADS: dict[str, Callable[[int, Tokenizer], list[Example]]] = {
     "W4": equal_lengths(512),
     "W5": equal_lengths(4096),
 }
+TITLES = {
+    "W1": "one question, one answer",
+    "W2": "shared system prompt",
+    "W3": "two to four turns",
+    "W4": "rows of 512 tokens",
+    "W5": "rows of 4,096 tokens",
+}
+"""What each workload is, in a few words."""
 BATCH = {"W1": 8, "W2": 8, "W3": 8, "W4": 8, "W5": 1}
 WARM_UP = 2
 """Steps before the clock counts: they compile."""
