@@ -63,7 +63,7 @@ wheel-test: install
 
 # Every GGUF of the demo's model in llama.cpp, in every type, over a run trained for it: about a quarter of an hour.
 exports: install
-	$(BIN)/python -m tests.exports.every_type $(RUN)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.exports.every_type $(RUN)
 
 # Run the notebooks on the demo's model and keep their outputs.
 notebooks: install

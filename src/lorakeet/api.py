@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lorakeet import chat_model as chat_models
 from lorakeet import dist, notebook
 from lorakeet.adapters.run_card import run_card
@@ -24,26 +22,25 @@ from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.demo_task.outcome import DemoOutcome, score_demo
 from lorakeet.demo_task.recipe import PEFT_RECIPE, RECIPE
-from lorakeet.errors import ConfigError, MissingExtraError, ModelError
+from lorakeet.errors import MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.metrics import NAMES as METRICS
 from lorakeet.evaluation.metrics import text_metrics
 from lorakeet.evaluation.tables import answers_to_dicts, to_dict
 from lorakeet.exports.artefact import Options, Source
-from lorakeet.exports.drift import measure_drift, reference_logits
 from lorakeet.exports.export import Exported
 from lorakeet.exports.export import export as export_artefact
 from lorakeet.exports.formats import find_format
 from lorakeet.exports.hub import Pushed
 from lorakeet.exports.hub import push as push_to_hub
-from lorakeet.exports.merge import Merged, check_output
-from lorakeet.exports.merge import merge as merge_adapter
 from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
+from lorakeet.models.config_file import load_config
 from lorakeet.reports.check_page import write_check_page
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
+from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.reporting import encoding_progress
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
     from lorakeet.serve.limits import Access, Limits
 
 logger = logging.getLogger(__name__)
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +83,9 @@ class Run(RunRecord):
         """Measure the run on held-out rows; see `evaluate`."""
         return evaluate(self.directory, data, **options)
 
-    def merge(self, output: str | Path, *, dtype: str | None = None) -> Merged:
-        """Write base model and adapter as one plain Hugging Face directory; see `merge`."""
-        return merge(self.directory, output, dtype=dtype)
+    def merge(self, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
+        """Write base model and adapter as one plain Hugging Face directory: `export` in the format "hf"."""
+        return self.export("hf", output, dtype=dtype, force=force)
 
     def export(
         self, form: str, output: str | Path, *, dtype: str | None = None, with_adapter: bool = False, force: bool = False
@@ -123,15 +119,18 @@ class Run(RunRecord):
         config = self.config
         base = registry.resolve(config.model)
         tokenizer = load_tokenizer(base)
+        template = template_for(tokenizer, name=config.data.template)
+        longest = load_config(base).max_position_embeddings
         return Source(
             base=base,
             adapter=self.adapter_directory,
             tokenizer=tokenizer,
-            template=template_for(tokenizer, name=config.data.template),
+            template=template,
             system=config.data.system,
             base_name=registry.public_name(config.model, base),
             name=self.directory.resolve().name,
-            rows=lambda: read_rows(config)[1],
+            rows=lambda: held_out_rows(self.directory, config, tokenizer, template, longest),
+            trained=self.load if config.quantization_config.is_on else None,
         )
 
 
@@ -311,25 +310,13 @@ def evaluate(
     return comparison
 
 
-def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = None) -> Merged:
+def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
     """Write base model and adapter as one plain Hugging Face directory, in the base's dtype unless one is named.
 
-    A run over a quantised base is merged into the 16-bit one; the result then says how much that changes.
+    It is `Run.export` in the format "hf". A run over a quantised base is merged into the 16-bit one; the result then says
+    how much that changes.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError("E-CFG-166", f'dtype is "{dtype}"', place="merge", fix=f"Choose one of {', '.join(DTYPES)}")
-    opened, output = open_run(run, finished=True), Path(output)
-    opened.require_finished()
-    config = opened.config
-    base = registry.resolve(config.model)
-    check_output(output)
-    # The trained model's logits first: one model in memory at a time.
-    before = reference_logits(opened.load()) if config.quantization_config.is_on else None
-    merged = merge_adapter(base, opened.adapter_directory, output, dtype=DTYPES[dtype] if dtype is not None else None)
-    if before is None:
-        return merged
-    after = reference_logits(chat_models.load(str(output), bf16=config.bf16, template=config.data.template))
-    return dataclasses.replace(merged, drift=measure_drift(before, after))
+    return open_run(run, finished=True).merge(output, dtype=dtype, force=force)
 
 
 def report(runs: Sequence[str | Path] = (), output: str | Path | None = None) -> Path:

@@ -11,8 +11,8 @@ from lorakeet.adapters.adapter_file import read_adapter
 from lorakeet.adapters.extract import extract
 from lorakeet.cli.main import run
 from lorakeet.errors import AdapterError
-from lorakeet.exports.merge import merge
 from tests.adapters.test_combine import loaded_logits, relative
+from tests.exports.conftest import merge
 
 PEFT_READS_A_RENAMED_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 
@@ -27,7 +27,7 @@ def tuned_logits(directory):
 def test_a_merged_adapter_comes_back(base, adapter, tmp_path):
     directory = base()
     saved, _ = adapter(directory, target_modules=["qkv_proj", "down_proj"])
-    tuned = merge(directory, saved, tmp_path / "merged").directory
+    tuned = merge(directory, saved, tmp_path / "merged").path
     made = extract(str(directory), str(tuned), tmp_path / "out", r=4)
     assert made.num_layers == 4
     assert made.error < 1e-5
@@ -54,7 +54,7 @@ def test_norms_and_head_that_changed_are_saved_in_full(base, tmp_path):
 def test_the_error_is_what_the_rank_leaves_out(base, adapter, tmp_path):
     directory = base()
     saved, _ = adapter(directory)
-    tuned = merge(directory, saved, tmp_path / "merged").directory
+    tuned = merge(directory, saved, tmp_path / "merged").path
     made = extract(str(directory), str(tuned), tmp_path / "out", r=2)
     whole, part = read_adapter(saved), read_adapter(made.directory)
     lost = total = 0.0
@@ -89,7 +89,7 @@ def test_rejects_equal_models_other_shapes_and_tied_embeddings(base, adapter, tm
 def test_command_line(base, adapter, tmp_path, capsys):
     directory = base()
     saved, _ = adapter(directory)
-    tuned = merge(directory, saved, tmp_path / "merged").directory
+    tuned = merge(directory, saved, tmp_path / "merged").path
     assert run(["extract", str(directory), str(tuned), "--r", "3", "-o", str(tmp_path / "out")]) == 0
     assert "It lacks" in capsys.readouterr().out
     assert peft.PeftConfig.from_pretrained(tmp_path / "out").r == 3

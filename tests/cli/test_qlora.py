@@ -120,7 +120,9 @@ def test_merge_goes_into_the_16_bit_base_and_reports_the_drift(trained_run, tiny
     output = tmp_path / "merged"
     assert run(["merge", str(trained_run.directory), "-o", str(output), "--json"]) == 0
     merged = last_json(capsys)
-    assert merged["base_hash"] == weights.fingerprint(tiny_model_directory)
+    record = json.loads((output / "lorakeet.json").read_text())
+    assert record["base"]["sha256"] == weights.fingerprint(tiny_model_directory)
+    assert record["drift"] == merged["drift"]
     loaded = trained_run.load()
     trained, base, after = (
         drift.reference_logits(replace(loaded, model=model))

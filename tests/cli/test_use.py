@@ -105,7 +105,8 @@ def test_merge_writes_a_model_that_answers_like_the_run(trained_run, capsys, tmp
     output, directory = tmp_path / "merged", str(trained_run.directory)
     assert run(["merge", directory, "-o", str(output), "--json"]) == 0
     result = last_json(capsys)
-    assert (result["directory"], result["num_merged"], result["dtype"]) == (str(output), 8, "float32")
+    assert (result["path"], result["format"], result["dtype"], result["failures"]) == (str(output), "hf", "float32", [])
+    assert result["parity"]["num_equal_ids"] == result["parity"]["num_probes"]
     question = ["--prompt", "hello dog 3", "--max-new-tokens", "9", "--json"]
     assert run(["chat", directory, *question]) == 0
     expected = last_json(capsys)["answer"]

@@ -1,6 +1,7 @@
 """A small base model on disk with a trained tokenizer, and an adapter whose updates are not zero."""
 
 import copy
+import dataclasses
 import json
 from functools import partial
 
@@ -11,7 +12,9 @@ import transformers
 from lorakeet.config import LoraConfig
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
-from lorakeet.exports.artefact import Source
+from lorakeet.exports.artefact import Missing, Options, Source
+from lorakeet.exports.export import export
+from lorakeet.exports.formats import find_format
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.lora.inject import inject, lora_layers
 from lorakeet.models import weights
@@ -67,6 +70,18 @@ def write_adapter(directory, base, **changes):
         model, directory, config=config, base_model_name_or_path=str(base), extra={"base_hash": weights.fingerprint(base)}
     )
     return directory, model.eval()
+
+
+def source_of(base, adapter):
+    """Return the parts of a run over a base model."""
+    tokenizer = load_tokenizer(base)
+    return Source(base, adapter, tokenizer, template_for(tokenizer), base_name="org/tiny", name="mine")
+
+
+def merge(base, adapter, output, dtype=None):
+    """Export a merged model without its proof."""
+    unproven = dataclasses.replace(find_format("hf"), read=lambda source, directory: Missing("nobody", "nothing"))
+    return export(source_of(base, adapter), unproven, output, Options(dtype))
 
 
 @pytest.fixture

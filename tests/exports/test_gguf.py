@@ -59,7 +59,8 @@ def test_a_phi3_in_llama_cpp_has_the_ids_and_logits_of_the_live_model(tmp_path, 
     (ids,) = choose_probes(parts, count=1).ids
     (answer,) = reader.answer([ids], 1, num_top=parts.config.vocab_size)
     reader.close()
-    live_NV = gate.next_token_logits(parts.load(torch.float32), ids, answer.ids).log_softmax(-1)
+    (logits_NV,) = gate.next_token_logits(parts.load(torch.float32), [(ids, answer.ids)])
+    live_NV = logits_NV.log_softmax(-1)
     theirs_NV = torch.empty_like(live_NV).scatter_(1, answer.top_ids_NK, answer.top_logprobs_NK)
     assert (theirs_NV - live_NV).abs().max() < 1e-3
 
@@ -118,7 +119,8 @@ def test_words_are_found_as_phi4_and_phi4_mini_find_them(source, proven, words, 
 
 
 def parts_tensors(parts):
-    return gguf_model.merged_tensors(parts.load(), torch.float32)
+    model = parts.load()
+    return gguf_model.merged_tensors(model, torch.float32, model.named_parameters())
 
 
 def swapped(tensors, size):
@@ -135,11 +137,11 @@ def permuted(tensors):
         yield name, tensor
 
 
-def without_scaling(model, dtype):
+def without_scaling(model, *rest):
     for module in model.modules():
         if hasattr(module, "scaling") and hasattr(module, "lora_A"):
             module.scaling = 1.0
-    return MERGED(model, dtype)
+    return MERGED(model, *rest)
 
 
 MERGED, ADD_TOKENIZER, LORA = gguf_model.merged_tensors, gguf_model.add_tokenizer, gguf_adapter.lora_tensors
@@ -158,8 +160,8 @@ FAULTS = {
         (gguf_tokenizer, "special_ids", lambda t: {k: v for k, v in NAMED(t).items() if k not in ("eom", "eot")}),
     ),
     "a BOS too many": ("other token ids", {}, (gguf_model, "add_tokenizer", with_bos)),
-    "gate and up swapped": ("nats", {}, (gguf_model, "merged_tensors", lambda m, d: swapped(MERGED(m, d), 48))),
-    "q permuted": ("nats", {}, (gguf_model, "merged_tensors", lambda m, d: permuted(MERGED(m, d)))),
+    "gate and up swapped": ("nats", {}, (gguf_model, "merged_tensors", lambda *m: swapped(MERGED(*m), 48))),
+    "q permuted": ("nats", {}, (gguf_model, "merged_tensors", lambda *m: permuted(MERGED(*m)))),
     "alpha lost in merging": ("times its strength", {}, (gguf_model, "merged_tensors", without_scaling)),
     "LongRoPE's factors swapped": (
         "nats",

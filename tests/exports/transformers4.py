@@ -45,8 +45,7 @@ def answer(directory):
 
 def merged_models(folder):
     """Write a merged model of each kind."""
-    from lorakeet.exports.merge import merge
-    from tests.exports.conftest import write_adapter, write_base
+    from tests.exports.conftest import merge, write_adapter, write_base
 
     os.environ["LORAKEET_CACHE"] = str(folder / "cache")
     for kind, changes in KINDS.items():
@@ -55,7 +54,7 @@ def merged_models(folder):
         newer = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|end|>"]}
         config.write_text(json.dumps({**json.loads(config.read_text()), **newer}))
         adapter, _ = write_adapter(folder / kind / "adapter", base)
-        yield kind, merge(base, adapter, folder / kind / "merged").directory
+        yield kind, merge(base, adapter, folder / kind / "merged").path
 
 
 def main(python):

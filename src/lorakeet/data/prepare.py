@@ -92,16 +92,12 @@ def prepare_data(
             how a report sees the rows, which are not kept.
     Raises: ConfigError E-CFG-44 for a max_length beyond the model's limit, DataError for a bad row.
     """
-    options = EncodeOptions(config.data.learn, _max_length(config, longest), config.data.truncation)
     notes = Notes()
     rows = _read(config.data.train, config, "train", notes)
     train_rows, held_out_rows = _split(rows, config)
 
-    def encode(part: list[Conversation]) -> EncodedRows:
-        return encode_rows(part, tokenizer, template, options, cache_dir=cache_dir() / "rows", on_progress=on_progress)
-
-    train = encode(train_rows)
-    held_out = encode(held_out_rows) if held_out_rows else EncodedRows([], [], 0)
+    train = _encode(train_rows, config, tokenizer, template, longest, on_progress)
+    held_out = _encode(held_out_rows, config, tokenizer, template, longest, on_progress)
     kept = [held_out_rows[index] for index in held_out.kept]
     by_row = {id(train_rows[i]): example for i, example in zip(train.kept, train.examples, strict=True)}
     by_row |= {id(row): example for row, example in zip(kept, held_out.examples, strict=True)}
@@ -110,6 +106,29 @@ def prepare_data(
         for row in rows:
             visit(row, by_row.get(id(row)))
     return PreparedData(train, held_out.examples, kept, _common_system_prompt(train_rows), findings)
+
+
+def prepare_held_out(
+    config: RunConfig, tokenizer: Tokenizer, template: Template, longest: int | None
+) -> tuple[list[Conversation], list[Example]]:
+    """Read a run's held-out rows as `prepare_data` does, and encode them. Raises: as `prepare_data`."""
+    rows = read_rows(config)[1]
+    encoded = _encode(rows, config, tokenizer, template, longest)
+    return [rows[index] for index in encoded.kept], encoded.examples
+
+
+def _encode(
+    rows: list[Conversation],
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    longest: int | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EncodedRows:
+    options = EncodeOptions(config.data.learn, _max_length(config, longest), config.data.truncation)
+    if not rows:
+        return EncodedRows([], [], 0)
+    return encode_rows(rows, tokenizer, template, options, cache_dir=cache_dir() / "rows", on_progress=on_progress)
 
 
 def _max_length(config: RunConfig, longest: int | None) -> int | None:

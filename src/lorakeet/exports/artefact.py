@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
@@ -39,7 +40,9 @@ class Source:
     name: str = ""
     """What the tuned model is called."""
     rows: Callable[[], Sequence[Conversation]] = field(default=tuple)
-    """The run's own held-out conversations."""
+    """The run's own held-out conversations; it raises LorakeetError if they cannot be had any more."""
+    trained: Callable[[], ChatModel] | None = None
+    """Load the model as it was trained, if that was over a quantised base; `base` is then another one."""
 
     @cached_property
     def base_hash(self) -> str:
@@ -50,6 +53,25 @@ class Source:
     def config(self) -> DecoderConfig:
         """The shape of the model."""
         return load_config(self.base)
+
+    @cached_property
+    def num_weights(self) -> int:
+        """How many numbers the base model is on disk."""
+        return sum(torch.Size(entry.shape).numel() for entry in weights.open_checkpoint(self.base).entries().values())
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """How many bytes the base model is on disk."""
+        return sum(entry.num_bytes for entry in weights.open_checkpoint(self.base).entries().values())
+
+    def outline(self) -> CausalLM:
+        """Return the base with the adapter in it and its own weights still on disk, for `weights.each_parameter`.
+
+        Raises: AdapterError E-ADPT-64 if the adapter belongs to another base.
+        """
+        model = weights.outline(self.base)
+        load_adapter(model, self.adapter, base_hash=self.base_hash)
+        return model
 
     def load(self, dtype: torch.dtype | None = None) -> CausalLM:
         """Load the base with the adapter in it; without `dtype` in that of the base's weights.

@@ -5,11 +5,14 @@ was named, it is written here from the layout. Tool definitions and calls are no
 """
 
 import json
+from pathlib import Path
 
 from lorakeet.data.templates.layout import Layout
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import Source
+from lorakeet.files.durable import write_file
+from lorakeet.models.tokenizer_files import TEMPLATE_FILE, copy_tokenizer
 
 
 def jinja_text(source: Source) -> str:
@@ -23,6 +26,17 @@ def jinja_text(source: Source) -> str:
     if isinstance(source.template, Layout):
         return jinja_of(source.template)
     raise ExportError("E-EXP-204", "the run's chat template has no text", place=source.template.name)
+
+
+def copy_tokenizer_of(source: Source, directory: Path) -> None:
+    """Copy the base's tokenizer, with the template that the run was trained with if the base brings another.
+
+    Raises: ExportError, as `jinja_text`.
+    """
+    copy_tokenizer(source.base, directory)
+    text = jinja_text(source)
+    if text != source.tokenizer.chat_template:
+        write_file(directory / TEMPLATE_FILE, text.encode())
 
 
 def jinja_of(layout: Layout) -> str:

@@ -1,9 +1,10 @@
-"""How far a merged model is from the model that was trained, where the base was quantised while it trained.
+"""How far an exported model is from the model that was trained, where the base was quantised while it trained.
 
-data in: two models with the same vocabulary, a tokenizer → out: Drift. The adapter was trained over the rounded base, and
-is merged into the 16-bit one, so the two never agree exactly; how much they differ is measured and reported.
+data in: a run → out: Drift. The adapter was trained over the rounded base, and is exported over the 16-bit one, so the
+two never agree exactly; how much they differ is measured and reported.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode_many
+from lorakeet.exports.artefact import Source
 from lorakeet.models.decoder import CausalLM
 
 PROMPTS = (
@@ -33,6 +35,16 @@ class Drift:
     relative_error: float
     """Norm of the logits' difference, divided by the norm of the trained model's logits."""
     num_tokens: int
+
+
+def drift_of_base(source: Source) -> Drift | None:
+    """Compare the run's model over the 16-bit base with the one that was trained; None if the base is the same."""
+    if source.trained is None:
+        return None
+    trained = source.trained()
+    before = reference_logits(trained)
+    trained = dataclasses.replace(trained, model=source.load())  # one model in memory at a time
+    return measure_drift(before, reference_logits(trained))
 
 
 def reference_logits(chat_model: ChatModel) -> torch.Tensor:

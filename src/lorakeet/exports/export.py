@@ -18,14 +18,18 @@ from typing import Any
 from lorakeet.errors import AdapterError, ConfigError, ExportError
 from lorakeet.exports import gate
 from lorakeet.exports.artefact import Format, Missing, Options, Source
-from lorakeet.exports.merge import check_output
+from lorakeet.exports.drift import Drift, drift_of_base
 from lorakeet.exports.probes import choose_probes
 from lorakeet.files.durable import new_directory, sync_directory, write_file, writing
 from lorakeet.files.hashing import file_sha256
+from lorakeet.files.output import check_output
 from lorakeet.lora.adapter import BASE_HASH, WEIGHTS_FILE, adapter_extra
+from lorakeet.machine.memory import free_bytes
 
 RECORD = "lorakeet.json"
 """What every artefact brings about itself."""
+ROOM_BYTES = 500_000_000
+"""Memory that a proof takes beside the model: the program, activations, logits."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Exported:
     dtype: str
     num_bytes: int
     parity: gate.Parity | None
-    """None if the consumer is not installed."""
+    """None if nothing was proven; `unchecked` says why."""
     failures: tuple[str, ...]
     """Why the gate let it pass only by force."""
     unchecked: str
-    """What could not be proven and what to install for it; "" where everything was."""
+    """Why nothing was proven and what would help; "" if it was."""
+    drift: Drift | None
+    """How far the run's model over the 16-bit base is from the one that was trained, if that had a quantised base."""
     commands: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -76,6 +82,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
             parity=parity,
             failures=failed,
             unchecked=unchecked,
+            drift=drift_of_base(source) if parity is not None else None,
             commands=commands,
             notes=written.notes,
         )
@@ -141,8 +148,18 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != RECORD)
 
 
+def _lacking_memory(source: Source, draft: Path) -> str:
+    """Say why nothing can be proven if the artefact or the live model does not fit into memory; "" if both do."""
+    needed, free = max(source.num_bytes, sum(file.stat().st_size for file in _files(draft))) + ROOM_BYTES, free_bytes()
+    if free is None or free >= needed:
+        return ""
+    return f"Not proven: loading the model takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+
+
 def _prove(source: Source, form: Format, draft: Path) -> tuple[gate.Parity | None, str]:
     """Return what the gate found, or what is missing to ask it."""
+    if said := _lacking_memory(source, draft):
+        return None, said
     reader = form.read(source, draft)
     if isinstance(reader, Missing):
         said = f"Not proven: {reader.consumer} is not installed, so nobody has loaded this artefact. Install: {reader.install}"
@@ -163,6 +180,7 @@ def _record(source: Source, exported: Exported, draft: Path) -> bytes:
             str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in _files(draft)
         },
         "parity": dataclasses.asdict(exported.parity) if exported.parity is not None else None,
+        "drift": dataclasses.asdict(exported.drift) if exported.drift is not None else None,
         "failures": exported.failures,
         "unchecked": exported.unchecked,
         "commands": exported.commands,
@@ -184,11 +202,17 @@ def describe(exported: Exported) -> list[str]:
             f"KL {parity.mean_kl:.2g} nats on average, {parity.max_kl:.2g} at most",
             f"  greedy agreement {parity.greedy:.1%} over {gate.LONG} tokens{strength}",
         ]
+        lines += [f"  {limit}" for limit in parity.limits]
         if parity.num_unsayable:
             lines.append(
                 f"  {parity.num_unsayable} rows left out: their text names control tokens, which others read as tokens"
             )
     lines += [exported.unchecked] if exported.unchecked else []
+    if exported.drift is not None:
+        lines.append(
+            f"Trained over a quantised base, exported over the 16-bit one: their next-token distributions differ by "
+            f"{exported.drift.mean_kl:.4f} nats on average, {exported.drift.max_kl:.4f} at most."
+        )
     lines += [f"FAILED, kept by force: {failure}." for failure in exported.failures]
     lines += [f"Note: {note}" for note in exported.notes]
     return lines + [f"Use it: {command}" for command in exported.commands]

@@ -1,13 +1,14 @@
 """The parity gate: does an artefact, loaded by the program it is for, answer as the live model does?
 
 data in: a run, its artefact's reader, probes → out: Parity, and what in it is not good enough. The consumer goes
-first and is closed; then the live model is loaded and reads the very answers that the consumer gave. So the two are
-never in memory together, and one pass of the live model gives everything: the probability of every token the consumer
+first and is closed; then the live model is loaded and reads the very answers that the consumer gave, all in one pass.
+So the two are never in memory together, and that pass gives everything: the probability of every token the consumer
 thought likely, and where its own greedy answer would have gone another way.
 
 N positions behind a prompt, K tokens that the consumer holds most probable, V vocabulary.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,6 +28,10 @@ NUM_LONG, LONG = 4, 64
 """So many probes are answered with so many tokens."""
 NUM_SHORT, SHORT = 8, 4
 """And so many others with so many: ids are compared for all probes, logits for these."""
+NUM_FEW, FEW = 3, 8
+"""Of a large model only the shortest prompts, so many and with so many tokens: the rest would take tens of minutes."""
+MOST_WORK = 2e12
+"""Weights times tokens from where on that is so: about a minute on two ordinary cores."""
 STRENGTH = 0.1
 """How far the strength of the adapter's effect may be from 1, beside what rounding makes of it by chance."""
 
@@ -60,6 +65,8 @@ class Parity:
     """How much of the adapter's effect on the logits arrived: 1 is all; None if the adapter changes nothing."""
     strength_error: float
     """The standard error of that, from what moves the logits beside the adapter."""
+    limits: tuple[str, ...]
+    """In what the proof was less than a whole one, a sentence each."""
     seconds: float
 
     @property
@@ -98,10 +105,10 @@ def measure(source: Source, reader: Reader, probes: Probes) -> Parity:
         consumer = reader.consumer
         found = [reader.prompt_ids(conversation) for conversation in probes.conversations]
         missing = tuple(_missing_stops(source, reader))
-        chosen = _spread(probes.ids)
-        answers = reader.answer(chosen[:NUM_LONG], LONG) + reader.answer(chosen[NUM_LONG:], SHORT)
+        long, short, limits = _chosen(source, probes.ids)
+        answers = reader.answer(long, LONG if not limits else FEW) + reader.answer(short, SHORT)
     differing = [i for i, ids in enumerate(probes.ids) if ids != found[i]]
-    sums = _compare(source, chosen, answers)
+    sums = _compare(source, long + short, answers, len(long))
     strength, strength_error = sums.strength()
     return Parity(
         consumer=consumer,
@@ -118,16 +125,25 @@ def measure(source: Source, reader: Reader, probes: Probes) -> Parity:
         greedy=sums.agreed / max(1, sums.long),
         strength=strength,
         strength_error=strength_error,
+        limits=(*probes.notes, *limits),
         seconds=time.perf_counter() - start,
     )
 
 
-def _spread(ids: Sequence[list[int]]) -> list[list[int]]:
-    """Choose the prompts that are answered: from everywhere in the list, so that rows and made-up ones are among them."""
+def _chosen(source: Source, ids: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]], tuple[str, ...]]:
+    """Choose the prompts with a long answer and those with a short one, and say so if a large model gets but a few.
+
+    They come from everywhere in the list, so that rows and made-up ones are among them.
+    """
     count = min(NUM_LONG + NUM_SHORT, len(ids))
     evenly = [ids[i * len(ids) // count] for i in range(count)]
+    num_tokens = sum(map(len, evenly)) + NUM_LONG * LONG + NUM_SHORT * SHORT
+    if source.num_weights * num_tokens > MOST_WORK:
+        why = f"the model has {source.num_weights / 1e9:.1f} billion weights"
+        limit = f"limited: {why}, so only the {NUM_FEW} shortest prompts were answered, with {FEW} tokens each"
+        return sorted(ids, key=len)[:NUM_FEW], [], (limit,)
     step = max(1, count // NUM_LONG)
-    return evenly[::step] + [one for i, one in enumerate(evenly) if i % step]
+    return evenly[::step], [one for i, one in enumerate(evenly) if i % step], ()
 
 
 def failures(parity: Parity, limits: Limits) -> list[str]:
@@ -162,43 +178,53 @@ def _difference(source: Source, probes: Probes, index: int, found: Sequence[int]
     return f"probe {index + 1}, token {at}: {here!r} here, {there!r} there"
 
 
-def _compare(source: Source, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> _Sums:
+def _compare(source: Source, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], num_long: int) -> _Sums:
     """Let the live model read what the consumer said."""
-    model = source.load(live_dtype(source))
+    pairs = enumerate(zip(prompts, answers, strict=True))
+    said = [(prompt, answer, i < num_long) for i, (prompt, answer) in pairs if answer.ids]
     sums = _Sums()
-    stop_ids = source.tokenizer.stop_ids
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if not answer.ids:
-            continue
-        live_NV = next_token_logits(model, prompt, answer.ids)
+    if not said:
+        return sums
+    model = source.load(live_dtype(source))
+    exchanges = [(prompt, answer.ids) for prompt, answer, _ in said]
+    live = next_token_logits(model, exchanges)
+    for (_, answer, is_long), live_NV in zip(said, live, strict=True):
         _add_distances(sums, answer, live_NV.log_softmax(-1))
-        _add_agreement(sums, answer, live_NV.argmax(-1).tolist(), stop_ids, is_long=index < NUM_LONG)
-        try:
-            with disabled_adapters(model):
-                base_NV = next_token_logits(model, prompt, answer.ids)
-        except AdapterError:  # trained biases, or PiSSA: the base is not in the model any more
-            continue
+        _add_agreement(sums, answer, live_NV.argmax(-1).tolist(), source.tokenizer.stop_ids, is_long=is_long)
+    try:
+        with disabled_adapters(model):
+            base = next_token_logits(model, exchanges)
+    except AdapterError:  # trained biases, or PiSSA: the base is not in the model any more
+        return sums
+    for (_, answer, _), live_NV, base_NV in zip(said, live, base, strict=True):
         _add_strength(sums, answer, live_NV.log_softmax(-1), base_NV.log_softmax(-1))
     return sums
 
 
 def live_dtype(source: Source) -> torch.dtype | None:
     """Compute in float32 where that leaves half of the memory free, else as the base's weights are stored."""
-    with torch.device("meta"):
-        needed = sum(parameter.numel() for parameter in CausalLM(source.config).parameters()) * torch.float32.itemsize
-    free = free_bytes()
+    needed, free = source.num_weights * torch.float32.itemsize, free_bytes()
     return torch.float32 if free is None or needed < free / 2 else None
 
 
-def next_token_logits(model: CausalLM, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
-    """Return the logits at the positions that predict the answer's tokens, (N, V), float32 on the CPU."""
+def next_token_logits(model: CausalLM, exchanges: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[torch.Tensor]:
+    """Return for each prompt and answer the logits that predict the answer's tokens, (N, V), float32 on the CPU."""
     device = model.lm_head.weight.device
-    ids = [*prompt, *answer[:-1]]
-    borders = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
-    rows_N = torch.arange(len(prompt) - 1, len(ids), device=device)
+    texts = [[*prompt, *answer[:-1]] for prompt, answer in exchanges]
+    starts = [0, *itertools.accumulate(map(len, texts))]
+    ids_T = torch.tensor(list(itertools.chain(*texts)), device=device)
+    positions_T = torch.cat([torch.arange(len(text), device=device) for text in texts])
+    borders = torch.tensor(starts, dtype=torch.int32, device=device)
+    rows_N = torch.cat(
+        [
+            torch.arange(start + len(prompt) - 1, start + len(text), device=device)
+            for start, text, (prompt, _) in zip(starts, texts, exchanges, strict=False)
+        ]
+    )
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        hidden_ND = model(torch.tensor(ids, device=device), torch.arange(len(ids), device=device), borders, rows_S=rows_N)
-        return F.linear(hidden_ND, model.lm_head.weight).float().cpu()
+        hidden_ND = model(ids_T, positions_T, borders, rows_S=rows_N)
+        logits_NV = F.linear(hidden_ND, model.lm_head.weight).float().cpu()
+    return list(logits_NV.split([len(answer) for _, answer in exchanges]))
 
 
 def _add_distances(sums: _Sums, answer: Answer, live_NV: torch.Tensor) -> None:

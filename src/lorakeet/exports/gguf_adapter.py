@@ -28,7 +28,7 @@ _TYPES = ("f32", "f16", "bf16")
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Write A and B of every layer."""
     require_gguf()
-    model = source.load()
+    model = source.outline()
     check_holdable(source, model)
     dtype = options.dtype or "f32"
     alpha, tensors = lora_tensors(model)
@@ -87,7 +87,7 @@ def read(source: Source, directory: Path) -> Reader | Missing:
     (lora,) = directory.glob("*.gguf")
     with tempfile.TemporaryDirectory(dir=directory, prefix=".base.", suffix=".part") as folder:
         base = Path(folder) / "base.gguf"
-        model = weights.load_model(source.base)
+        model = weights.outline(source.base)
         write_model(source, model, base, base_type(model))
         return read_gguf(base, source.config, lora)
 

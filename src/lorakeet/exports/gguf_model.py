@@ -21,6 +21,7 @@ from lorakeet.exports.merge import check_tied, merged_tensors
 from lorakeet.files.durable import require_space
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.decoder import CausalLM
+from lorakeet.models.weights import each_parameter
 
 ARCHITECTURE = "phi3"
 EMBEDDING, OUTPUT = "token_embd", "output"
@@ -58,7 +59,7 @@ def gguf_name(path: str) -> str:
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Write the merged model, one tensor at a time."""
     require_gguf()
-    model = source.load()
+    model = source.outline()
     check_tied(model)
     dtype = options.dtype or base_type(model)
     file = directory / f"{source.name}-{dtype}.gguf"
@@ -72,7 +73,7 @@ def base_type(model: CausalLM) -> str:
 
 
 def write_model(source: Source, model: CausalLM, file: Path, dtype: str) -> None:
-    """Write a model with its updates added, and the tokenizer and template of the run.
+    """Write a model whose weights are on disk, with its updates added, and the tokenizer and template of the run.
 
     Raises: ExportError E-EXP-204 for a tokenizer or template that cannot be written, ConfigError E-CFG-47 for a full disk.
     """
@@ -84,7 +85,7 @@ def write_model(source: Source, model: CausalLM, file: Path, dtype: str) -> None
         out.begin(planned)
         for name, tensor in rope_factors(source.config):
             out.write(name, tensor)
-        for name, tensor in merged_tensors(model, torch.float32):
+        for name, tensor in merged_tensors(model, torch.float32, each_parameter(model, source.base)):
             out.write(f"{gguf_name(name.removesuffix('.weight'))}.weight", tensor)
 
 

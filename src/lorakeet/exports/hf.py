@@ -17,16 +17,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Merge base and adapter into `directory`."""
-    inner = directory / "model"
-    merged = merge(source.base, source.adapter, inner, dtype=DTYPES[options.dtype] if options.dtype else None)
-    for file in inner.iterdir():
-        file.rename(directory / file.name)
-    inner.rmdir()
+    dtype = merge(source, directory, dtype=DTYPES[options.dtype] if options.dtype else None)
     return Written(
-        dtype=merged.dtype,
+        dtype=str(dtype).removeprefix("torch."),
         commands=("lorakeet chat {path}", f"vllm serve {{path}}{length_flag(source)}"),
         notes=context_notes(source),
-        limits=EXACT if merged.dtype == "float32" else HALF,
+        limits=EXACT if dtype == torch.float32 else HALF,
     )
 
 

@@ -61,7 +61,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
 def _write_with_adapter(source: Source, directory: Path, options: Options) -> Written:
     """Write the base model and the adapter apart; the type is the base's."""
     gguf_adapter.write(source, directory, Options())
-    model = weights.load_model(source.base)
+    model = weights.outline(source.base)
     dtype = options.dtype or gguf_model.base_type(model)
     gguf_model.write_model(source, model, directory / "base.gguf", dtype)
     return Written(dtype, limits=gguf_model.LIMITS[dtype])

@@ -10,11 +10,11 @@ from typing import Any
 
 from lorakeet.adapters.adapter_file import read_adapter
 from lorakeet.exports.artefact import EXACT, HALF, Format, Limits, Missing, Options, Reader, Source, Written
+from lorakeet.exports.chat_template import copy_tokenizer_of
 from lorakeet.exports.gate import live_dtype
 from lorakeet.exports.transformers_reader import TransformersReader
 from lorakeet.files.durable import write_file
 from lorakeet.models.config_file import read_json
-from lorakeet.models.tokenizer_files import copy_tokenizer
 
 CARD = "README.md"
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "loftq_init.safetensors", CARD)
@@ -24,7 +24,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     """Copy the adapter's files, and the base's tokenizer."""
     read_adapter(source.adapter)  # refuses half an adapter
     copy_files(source, directory, _FILES)
-    copy_tokenizer(source.base, directory)
+    copy_tokenizer_of(source, directory)
     return Written(dtype="float32", notes=stop_notes(source), limits=limits(source))
 
 

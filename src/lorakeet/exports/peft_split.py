@@ -16,6 +16,7 @@ from lorakeet.adapters.consumers import some
 from lorakeet.errors import ExportError
 from lorakeet.exports import peft
 from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, Written
+from lorakeet.exports.chat_template import copy_tokenizer_of
 from lorakeet.exports.gate import live_dtype
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
@@ -35,9 +36,8 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     names = sorted({path.rpartition(".")[2] for path in pairs})
     is_whole = {path.rpartition(".")[2] for path in adapter.pairs} == set(adapter.config.target_modules)
     config = adapter.config.model_copy(update={"target_modules": names if is_whole else sorted(pairs), "exclude_modules": []})
-    write_adapter(
-        directory, pairs, config=config, base_name=None, note=adapter.note, others=adapter.others, tokenizer_from=source.base
-    )
+    write_adapter(directory, pairs, config=config, base_name=None, note=adapter.note, others=adapter.others)
+    copy_tokenizer_of(source, directory)
     return Written(
         dtype="float32",
         notes=(

@@ -6,12 +6,12 @@ that looks like control tokens. A prompt that names a control token of this voca
 was text, while other programs read it as the token itself, whatever the artefact says.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
-from lorakeet.errors import DataError
+from lorakeet.errors import DataError, LorakeetError
 from lorakeet.exports.artefact import Source
 
 NUM_PROBES = 50
@@ -51,6 +51,8 @@ class Probes:
     """How many of them are the run's own held-out rows."""
     num_unsayable: int
     """Rows left out because their text names control tokens."""
+    notes: tuple[str, ...] = ()
+    """Why there are no rows among them, if they could not be read."""
 
 
 def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
@@ -77,13 +79,22 @@ def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
             conversations.append(candidate)
             ids.append(found)
 
-    take(_prompts(source.rows()), min(MAX_ROWS, count))
+    rows, notes = _rows(source)
+    take(_prompts(rows), min(MAX_ROWS, count))
     num_rows = len(conversations)
     swallows = any(token.rstrip for token in source.tokenizer.control_tokens.values())
     made_up = dict.fromkeys(_made_up(source.system))
     # White space that a control token swallows is text to programs that know no such tokens: nothing that all could pass.
     take((one for one in made_up if not (swallows and _begins_with_space(one))), count)
-    return Probes(tuple(conversations), tuple(ids), num_rows, num_unsayable)
+    return Probes(tuple(conversations), tuple(ids), num_rows, num_unsayable, notes)
+
+
+def _rows(source: Source) -> tuple[Sequence[Conversation], tuple[str, ...]]:
+    """Read the run's held-out rows; a run whose data is gone or changed is proven with the made-up probes alone."""
+    try:
+        return source.rows(), ()
+    except (LorakeetError, OSError) as error:
+        return (), (f"no held-out rows among the prompts, only built-in ones: {error}",)
 
 
 def _begins_with_space(conversation: Conversation) -> bool:

@@ -44,22 +44,29 @@ class TransformersReader:
         return token_id in (stops if isinstance(stops, list) else [stops])
 
     def answer(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Answer]:
-        """Generate greedily, one prompt after the other."""
-        return [self._answer(prompt, num_tokens) for prompt in prompts]
-
-    def _answer(self, prompt: Sequence[int], num_tokens: int) -> Answer:
+        """Generate greedily, all prompts side by side."""
+        if not prompts:
+            return []
+        longest = max(map(len, prompts))
         with torch.inference_mode():
             output = self._model.generate(
-                input_ids=torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                input_ids=torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]),
+                attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
                 max_new_tokens=num_tokens,
                 do_sample=False,
+                pad_token_id=0,
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        logprobs_NV = torch.stack([step[0] for step in output.logits]).float().log_softmax(-1)
+        answers = output.sequences[:, longest:].tolist()
+        return [self._answer(answer, [step[i] for step in output.logits]) for i, answer in enumerate(answers)]
+
+    def _answer(self, ids: list[int], logits: Sequence[torch.Tensor]) -> Answer:
+        """Cut an answer behind its first stop: the others of its batch went on."""
+        length = next((i for i, token in enumerate(ids, 1) if self.ends_at(token)), len(ids))
+        logprobs_NV = torch.stack(list(logits[:length])).float().log_softmax(-1)
         top = logprobs_NV.topk(min(_NUM_TOP, logprobs_NV.shape[-1]))
-        return Answer(output.sequences[0, len(prompt) :].tolist(), top.indices, top.values)
+        return Answer(ids[:length], top.indices, top.values)
 
     def close(self) -> None:
         """Let go of the model."""

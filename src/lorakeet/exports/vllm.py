@@ -14,7 +14,7 @@ from lorakeet.adapters.model_card import is_hub_id
 from lorakeet.errors import ExportError
 from lorakeet.exports import peft
 from lorakeet.exports.artefact import Format, Options, Source, Written
-from lorakeet.models.tokenizer_files import copy_tokenizer
+from lorakeet.exports.chat_template import copy_tokenizer_of
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", peft.CARD)
 
@@ -35,18 +35,11 @@ def write(source: Source, directory: Path, options: Options) -> Written:
         )
     is_plain = not has_patterns(adapter) and "loftq_init" not in adapter.note
     notes = ["The numbers are proven with PEFT: vLLM was not run."]
+    copy_tokenizer_of(source, directory)
     if is_plain:
         peft.copy_files(source, directory, _FILES)
-        copy_tokenizer(source.base, directory)
     else:
-        write_adapter(
-            directory,
-            adapter.pairs,
-            config=adapter.config,
-            base_name=adapter.base_name,
-            note=adapter.note,
-            tokenizer_from=source.base,
-        )
+        write_adapter(directory, adapter.pairs, config=adapter.config, base_name=adapter.base_name, note=adapter.note)
         notes.append("Ranks and scales that differ between layers are folded into B: vLLM knows only one of each.")
     return Written(
         dtype="float32",

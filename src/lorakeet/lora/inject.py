@@ -73,7 +73,10 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
         _replace(model, module, layer)
     for path, module in saved.items():
         injection.saved_modules[path] = module
-        _replace(model, module, copy.deepcopy(module).requires_grad_(True))
+        trained = copy.deepcopy(module).requires_grad_(True)
+        if any(parameter.is_meta for parameter in trained.parameters()):  # the base is still on disk; what is trained is not
+            trained.to_empty(device="cpu")
+        _replace(model, module, trained)
     _unfreeze_biases(model, config)
     # Past nn.Module's own __setattr__: the note holds modules that are no part of the model.
     object.__setattr__(model, _NOTE, injection)

@@ -153,7 +153,9 @@ class MergeableLayer(LoRALayer, nn.Module):
             getattr(self, name).update(getattr(module, name))
         self._replaced = (module,)
         # Adapters are float32 whatever the base is: the small updates of training would round away in bfloat16.
-        self._new_lora_parameters(torch.float32, self.frozen_weight.device)
+        # A base that is still on disk has no device; its adapter is in memory all the same.
+        device = self.frozen_weight.device
+        self._new_lora_parameters(torch.float32, device if device.type != "meta" else torch.device("cpu"))
         self.scaling = scaling
         nn.Module.train(self, module.training)
 

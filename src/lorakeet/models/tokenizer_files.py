@@ -9,16 +9,16 @@ from typing import Any
 
 from lorakeet.files.durable import write_file
 
+TEMPLATE_FILE = "chat_template.jinja"
+"""It takes precedence over a template in tokenizer_config.json."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
 )
-
-
 CONFIG_FILE = "tokenizer_config.json"
 _ONLY_IN_5 = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", None)
 """Classes that transformers 4 and vLLM do not know; None is worse: they then guess a class by the model's type."""

@@ -62,6 +62,42 @@ def load_model(directory: Path, *, dtype: torch.dtype | None = None, device: tor
     return model.eval()
 
 
+def outline(directory: Path) -> CausalLM:
+    """Build the model of a directory with its weights left on disk: on the meta device, in the type that most of them have.
+
+    Raises: ModelError, as `load_model`.
+    """
+    with torch.device("meta"):
+        model = CausalLM(load_config(directory))
+    entries = open_checkpoint(directory).entries()
+    _check_names_and_shapes(entries, model, aliases(model), str(directory))
+    return model.to(_main_dtype(entries)).eval()
+
+
+def each_parameter(model: nn.Module, directory: Path) -> Iterator[tuple[str, nn.Parameter]]:
+    """Walk over the parameters by name; one on the meta device has its value from `directory` until the next one's turn.
+
+    Raises: ModelError E-MODEL-107 if a weight that is tied is stored twice and differs.
+    """
+    all_names = aliases(model)
+    with contextlib.ExitStack() as stack:
+        places = {
+            name: (mapping, entry)
+            for file, entries in open_checkpoint(directory).files.items()
+            for mapping in [stack.enter_context(mapped(file))]
+            for name, entry in entries.items()
+        }
+        for name, unread in list(model.named_parameters()):
+            if not unread.is_meta:
+                yield name, unread
+                continue
+            values = [mapping.read(entry) for mapping, entry in (places[alias] for alias in all_names[name] if alias in places)]
+            if not all(torch.equal(values[0], value) for value in values[1:]):
+                raise _differing(all_names[name], str(directory))
+            yield name, put_parameter(model, all_names[name], values[0].to(unread.dtype))
+            put_parameter(model, all_names[name], unread.data)
+
+
 def load_weights(
     model: nn.Module,
     directory: Path,
@@ -91,12 +127,16 @@ def load_weights(
         if name not in loaded:
             loaded |= dict.fromkeys(all_names[name], (put or put_parameter)(model, all_names[name], tensor))
         elif not torch.equal(loaded[name], tensor):
-            raise ModelError(
-                "E-MODEL-107",
-                f"{' and '.join(all_names[name])} differ, but config.json says that they are one",
-                place=str(directory),
-                fix="Set tie_word_embeddings to false in config.json",
-            )
+            raise _differing(all_names[name], str(directory))
+
+
+def _differing(names: Iterable[str], place: str) -> ModelError:
+    return ModelError(
+        "E-MODEL-107",
+        f"{' and '.join(names)} differ, but config.json says that they are one",
+        place=place,
+        fix="Set tie_word_embeddings to false in config.json",
+    )
 
 
 def _require_memory(model: nn.Module, dtype: torch.dtype, place: str) -> None:

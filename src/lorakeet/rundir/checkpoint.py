@@ -26,13 +26,13 @@ from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from lorakeet.files import durable
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import read_tensors, write_tensors
-from lorakeet.rundir.identity import DECIDED_KEYS, default_of
+from lorakeet.rundir.identity import DECIDED_KEYS, HELD_OUT, default_of
 
 FORMAT = 1
 MANIFEST, VALUES = "manifest.json", "state.json"
 _TENSOR_FILES = ("params", "moments", "rng")
 _FILES = (VALUES, *(f"{name}.safetensors" for name in _TENSOR_FILES))
-_DATA_KEYS = ("data", "held-out data")
+_DATA_KEYS = ("data", HELD_OUT)
 _FEWEST = 2  # checkpoints kept: one alone could be damaged
 _SHOWN = 12  # characters of a hash
 

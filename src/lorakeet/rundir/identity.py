@@ -16,6 +16,7 @@ from lorakeet.config import LoraConfig, QuantizationConfig, RunConfig, TrainingC
 from lorakeet.data.conversation import Example
 from lorakeet.data.prepare import PreparedData
 
+HELD_OUT = "held-out data"
 SECTIONS: dict[str, type[BaseModel]] = {
     "training_config": TrainingConfig,
     "peft_config": LoraConfig,
@@ -64,7 +65,7 @@ class Identity:
             "base model": self.base_model,
             "dtype": self.dtype,
             "data": self.data,
-            "held-out data": self.held_out_data,
+            HELD_OUT: self.held_out_data,
             "per_device_train_batch_size × gradient_accumulation_steps × processes": str(self.rows_of_a_step),
             **self.settings,
         }
@@ -76,8 +77,8 @@ def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: s
     return Identity(
         base_model=base_hash,
         dtype=dtype,
-        data=_hash(data.train.examples),
-        held_out_data=_hash(data.held_out),
+        data=hash_of(data.train.examples),
+        held_out_data=hash_of(data.held_out),
         rows_of_a_step=settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size(),
         settings={
             f"{section}.{key}": json.dumps(value, sort_keys=True)
@@ -95,7 +96,8 @@ def default_of(name: str) -> str | None:
     return None if field is None else json.dumps(field.get_default(call_default_factory=True), sort_keys=True)
 
 
-def _hash(examples: Sequence[Example]) -> str:
+def hash_of(examples: Sequence[Example]) -> str:
+    """Return the hash of encoded rows: of their tokens, and of which of them are trained on."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.input_ids, example.spans)).encode())
