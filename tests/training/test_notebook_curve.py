@@ -29,12 +29,14 @@ def test_the_curve_is_one_object_with_a_point_for_each_row(monkeypatch):
         assert is_in_notebook()
         with capture_output() as captured:
             reporter = NotebookCurve(total_steps=3)
+            reporter.step(step_row(1, 3.0))
             for step, loss in enumerate([3.0, 2.0, 2.5], 1):
                 reporter.log(step_row(step, loss))
     finally:
         InteractiveShell.clear_instance()
     first, *_, last = captured.outputs
-    assert "step 1 of 3" in first.data["text/html"]
+    assert '<progress max="3" value="1">' in first.data["text/html"]
+    assert "polyline" not in first.data["text/html"]
     assert "step 3 of 3" in last.data["text/html"]
     [points] = [part.split('"')[0] for part in last.data["text/html"].split('points="')[1:]]
     assert points == "0.0,0.0 240.0,120.0 480.0,60.0"

@@ -1,14 +1,17 @@
 """The loss of a run as a curve in the notebook cell that trains it.
 
-data in: logged rows → out: one displayed object, drawn anew at each row. Outside of a notebook there is none.
+data in: rows of the run → out: one displayed object, a bar and a curve, drawn anew as they move. Nothing elsewhere.
 """
 
 import sys
+import time
 from typing import Any
 
 from lorakeet import notebook
 from lorakeet.rundir.metrics_file import Reporter
 from lorakeet.rundir.rows import EvaluationRow, Row, StepRow
+
+_SECONDS_BETWEEN = 0.5
 
 
 def is_in_notebook() -> bool:
@@ -19,28 +22,37 @@ def is_in_notebook() -> bool:
 
 
 class NotebookCurve(Reporter):
-    """Draws the loss against the step, and says what the last row did."""
+    """A bar of the steps, and the loss against the step."""
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
         self._points: list[tuple[float, float]] = []
         self._held_out = ""
+        self._drawn_at = 0.0
         self._display: Any = None
 
+    def step(self, row: StepRow) -> None:
+        """Move the bar, now and then."""
+        if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN:
+            self._draw(row)
+
     def log(self, row: Row) -> None:
-        """Draw the curve with one more point."""
+        """Add a point to the curve."""
         match row:
             case StepRow():
                 self._points.append((row.step, row.loss))
-                self._draw(f"step {row.step} of {self._total}, loss {row.loss:.4f}, {row.tokens_per_second:,.0f} tokens/s")
+                self._draw(row)
             case EvaluationRow():
                 self._held_out = f", held-out loss {row.eval_loss:.4f}"
 
-    def _draw(self, line: str) -> None:
+    def _draw(self, row: StepRow) -> None:
         from IPython.display import HTML, display
 
-        shown = HTML(f"{notebook.curve(self._points)}<br>{notebook.text(line + self._held_out)}")
+        bar = f'<progress max="{self._total}" value="{row.step}"></progress> '
+        line = f"step {row.step} of {self._total}, loss {row.loss:.4f}, {row.tokens_per_second:,.0f} tokens/s{self._held_out}"
+        shown = HTML(bar + notebook.text(line) + "<br>" + (notebook.curve(self._points) if self._points else ""))
         if self._display is None:
             self._display = display(shown, display_id=True)
         else:
             self._display.update(shown)
+        self._drawn_at = time.monotonic()
