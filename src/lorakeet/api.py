@@ -224,7 +224,8 @@ def check(
         row: the row to show instead, as "17" or "file:17".
         calibrate: load the model and predict training from two steps.
         html: also write the report as one page.
-    The other arguments are those of `train`. Raises: LorakeetError at the first thing that is wrong.
+    The other arguments are those of `train`. Raises: BadRowsError, which lists the rows that cannot be trained on;
+    LorakeetError at the first other thing that is wrong.
     """
     config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
     with encoding_progress() as on_progress:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakeet.checking.bad_rows import listing_bad_rows
 from lorakeet.checking.report import CheckReport, Shown, Survey
 from lorakeet.checking.show import example_text, legend, notebook_html, report_lines
 from lorakeet.config import RunConfig
@@ -57,13 +58,14 @@ def check_rows(
         num_examples: how many rows to show.
         row: the row to show instead, as "17" or "file:17".
         on_progress: called with (rows done, rows in all).
-    Raises: LorakeetError at the first thing that is wrong.
+    Raises: BadRowsError if rows cannot be used; LorakeetError at the first other thing that is wrong.
     """
     directory = resolve(config.model)
     tokenizer = load_tokenizer(directory)
     template = template_for(tokenizer, name=config.data.template)
     survey = Survey(num_examples, row)
-    data = prepare_data(config, tokenizer, template, model_limit(directory), on_progress, survey.add)
+    with listing_bad_rows() as on_bad_row:
+        data = prepare_data(config, tokenizer, template, model_limit(directory), on_progress, survey.add, on_bad_row)
     report = survey.report(data.findings, template=template.name, learn=config.data.learn)
     return CheckResult(report, survey.shown, tokenizer, config), data
 

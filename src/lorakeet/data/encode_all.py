@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lorakeet.data.conversation import Conversation, Example
 from lorakeet.data.encode import EncodeOptions, encode_many, fit_length
 from lorakeet.data.prove import prove_many, prove_untruncated
+from lorakeet.data.read import OnBadRow, stop_at_first
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
@@ -32,6 +33,10 @@ _CHUNK = 256
 _MOST_CACHED = 32  # data sets; the oldest go
 _FILE = "rows.safetensors"
 _PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it saves
+
+
+Result = Example | DataError | None
+"""What becomes of a row: an example, the error of one that cannot be used, or None if it was dropped."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,15 @@ class _Job:
     template: Template
     options: EncodeOptions
 
-    def run(self, rows: Sequence[Conversation]) -> list[Example | None]:
-        """Encode, prove and fit one chunk; None stands for a dropped row."""
+    def run(self, rows: Sequence[Conversation]) -> list[Result]:
+        """Encode, prove and fit one chunk."""
+        try:
+            return [*self._run(rows)]
+        except DataError as error:
+            # Together rows are faster, but only one by one does each have an error of its own.
+            return [error] if len(rows) == 1 else [result for row in rows for result in self.run([row])]
+
+    def _run(self, rows: Sequence[Conversation]) -> list[Example | None]:
         examples = encode_many(rows, self.tokenizer, self.template, learn=self.options.learn)
         prove_many(rows, examples, self.tokenizer, self.template, learn=self.options.learn)
         return [self._fit(example) for example in examples]
@@ -92,11 +104,12 @@ def encode_rows(
     cache_dir: Path | None = None,
     num_processes: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_bad_row: OnBadRow = stop_at_first,
 ) -> EncodedRows:
     """Encode, prove and fit all rows; on_progress is called with (rows done, rows in all).
 
-    num_processes is chosen by the amount of data if it is None. Raises DataError at the first row that fails, and if no
-    row is left.
+    num_processes is chosen by the amount of data if it is None. Raises DataError at the first row that fails, unless
+    `on_bad_row` lets the others follow, and if no row is left.
     """
     job = _Job(tokenizer, template, options)
     cached = None
@@ -106,16 +119,19 @@ def encode_rows(
             return _load(cached / _FILE, rows)
     if num_processes is None:
         num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
-    results: list[Example | None] = []
-    for examples in _run_chunks(job, rows, num_processes):
-        results += examples
+    results: list[Result] = []
+    for chunk in _run_chunks(job, rows, num_processes):
+        results += chunk
+        for error in chunk:
+            if isinstance(error, DataError):
+                on_bad_row(error)
         if on_progress is not None:
             on_progress(len(results), len(rows))
     encoded = _collect(results)
     if not encoded.examples:
         place = rows[0].place if rows else ""
         raise DataError("E-DATA-28", f"0 of {len(rows)} usable: every row was dropped", place=place, fix="Raise --max-length")
-    if cached is not None:
+    if cached is not None and not any(isinstance(result, DataError) for result in results):
         # A full or read-only disk costs the cache, never the run.
         with contextlib.suppress(OSError):
             make_derived(cached, lambda draft: _save(draft / _FILE, encoded))
@@ -138,7 +154,7 @@ def _may_spawn() -> bool:
     return main is None or Path(main).stem == "lorakeet" or Path(main).parent.name == "lorakeet"
 
 
-def _run_chunks(job: _Job, rows: Sequence[Conversation], num_processes: int) -> Iterator[list[Example | None]]:
+def _run_chunks(job: _Job, rows: Sequence[Conversation], num_processes: int) -> Iterator[list[Result]]:
     """Run the job over the rows, in order, a chunk at a time."""
     chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
     if num_processes <= 1:
@@ -169,20 +185,20 @@ def _start_process(job: _Job) -> None:
     _job = job
 
 
-def _run_in_process(rows: Sequence[Conversation]) -> list[Example | None]:
+def _run_in_process(rows: Sequence[Conversation]) -> list[Result]:
     assert _job is not None
     return _job.run(rows)
 
 
-def _collect(results: Sequence[Example | None]) -> EncodedRows:
-    kept = [index for index, example in enumerate(results) if example is not None]
-    examples = [example for example in results if example is not None]
+def _collect(results: Sequence[Result]) -> EncodedRows:
+    kept = [index for index, result in enumerate(results) if isinstance(result, Example)]
+    examples = [result for result in results if isinstance(result, Example)]
     return EncodedRows(
         examples,
         kept,
         num_rows=len(results),
         num_truncated=sum(example.num_cut > 0 for example in examples),
-        num_dropped=len(results) - len(kept),
+        num_dropped=results.count(None),
     )
 
 
@@ -235,7 +251,7 @@ def _load(path: Path, rows: Sequence[Conversation]) -> EncodedRows:
     ends = numpy.cumsum(arrays["lengths"]).tolist()
     span_ends = numpy.cumsum(arrays["num_spans"]).tolist()
     ids, spans = arrays["input_ids"].tolist(), arrays["spans"].reshape(-1, 2).tolist()
-    results: list[Example | None] = [None] * len(rows)
+    results: list[Result] = [None] * len(rows)
     start = first = 0
     for index, end, last, cut in zip(arrays["kept"].tolist(), ends, span_ends, arrays["num_cut"].tolist(), strict=True):
         borders = tuple((a, b) for a, b in spans[first:last])

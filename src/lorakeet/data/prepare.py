@@ -14,7 +14,7 @@ from lorakeet.data.conversation import Conversation, Example, with_system_prompt
 from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import EncodedRows, encode_rows
 from lorakeet.data.formats import Notes
-from lorakeet.data.read import read_conversations
+from lorakeet.data.read import OnBadRow, read_conversations, stop_at_first
 from lorakeet.data.split import Repeats, find_duplicates, hold_out, refuse_overlap
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
@@ -82,6 +82,7 @@ def prepare_data(
     longest: int | None,
     on_progress: Callable[[int, int], None] | None = None,
     visit: Visit | None = None,
+    on_bad_row: OnBadRow = stop_at_first,
 ) -> PreparedData:
     """Read, split, encode and prove every row.
 
@@ -90,14 +91,15 @@ def prepare_data(
         on_progress: called with (rows done, rows in all).
         visit: called with every row of `data.train`, in order, and its example, or None if the row was dropped. This is
             how a report sees the rows, which are not kept.
+        on_bad_row: called with the error of each row that cannot be used; if it raises nothing, the others follow.
     Raises: ConfigError E-CFG-44 for a max_length beyond the model's limit, DataError for a bad row.
     """
     notes = Notes()
-    rows = _read(config.data.train, config, "train", notes)
-    train_rows, held_out_rows = _split(rows, config)
+    rows = _read(config.data.train, config, "train", notes, on_bad_row)
+    train_rows, held_out_rows = _split(rows, config, on_bad_row)
 
-    train = _encode(train_rows, config, tokenizer, template, longest, on_progress)
-    held_out = _encode(held_out_rows, config, tokenizer, template, longest, on_progress)
+    train = _encode(train_rows, config, tokenizer, template, longest, on_progress, on_bad_row)
+    held_out = _encode(held_out_rows, config, tokenizer, template, longest, on_progress, on_bad_row)
     kept = [held_out_rows[index] for index in held_out.kept]
     by_row = {id(train_rows[i]): example for i, example in zip(train.kept, train.examples, strict=True)}
     by_row |= {id(row): example for row, example in zip(kept, held_out.examples, strict=True)}
@@ -124,11 +126,13 @@ def _encode(
     template: Template,
     longest: int | None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_bad_row: OnBadRow = stop_at_first,
 ) -> EncodedRows:
     options = EncodeOptions(config.data.learn, _max_length(config, longest), config.data.truncation)
     if not rows:
         return EncodedRows([], [], 0)
-    return encode_rows(rows, tokenizer, template, options, cache_dir=cache_dir() / "rows", on_progress=on_progress)
+    cache = cache_dir() / "rows"
+    return encode_rows(rows, tokenizer, template, options, cache_dir=cache, on_progress=on_progress, on_bad_row=on_bad_row)
 
 
 def _max_length(config: RunConfig, longest: int | None) -> int | None:
@@ -161,9 +165,9 @@ def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]
     return _split(_read(config.data.train, config, "train"), config)
 
 
-def read_held_out(sources: list[str], config: RunConfig) -> list[Conversation]:
+def read_held_out(sources: list[str], config: RunConfig, on_bad_row: OnBadRow = stop_at_first) -> list[Conversation]:
     """Read every row of the named sources; "demo" names the demo's held-out rows."""
-    return _read(sources, config, "held_out")
+    return _read(sources, config, "held_out", on_bad_row=on_bad_row)
 
 
 def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:
@@ -172,11 +176,13 @@ def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:
     return [replace(row, place=f"demo:{split}:{number}") for number, row in enumerate(rows, 1)]
 
 
-def _split(rows: list[Conversation], config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:
+def _split(
+    rows: list[Conversation], config: RunConfig, on_bad_row: OnBadRow = stop_at_first
+) -> tuple[list[Conversation], list[Conversation]]:
     """Return the rows to train on and the held-out ones: those that the run names, the demo's own, or a part of `rows`."""
     data = config.data
     if data.eval is not None:
-        held_out = read_held_out(data.eval, config)
+        held_out = read_held_out(data.eval, config, on_bad_row)
         refuse_overlap(rows, held_out)
         return rows, held_out
     if data.train == ["demo"]:
@@ -188,7 +194,11 @@ def _split(rows: list[Conversation], config: RunConfig) -> tuple[list[Conversati
 
 
 def _read(
-    sources: list[str], config: RunConfig, split: Literal["train", "held_out"], notes: Notes | None = None
+    sources: list[str],
+    config: RunConfig,
+    split: Literal["train", "held_out"],
+    notes: Notes | None = None,
+    on_bad_row: OnBadRow = stop_at_first,
 ) -> list[Conversation]:
     """Read all sources in turn, with the run's system prompt put in its place."""
     data = config.data
@@ -206,6 +216,7 @@ def _read(
                 merge_turns=data.merge_turns,
                 reasoning=data.reasoning,
                 notes=notes,
+                on_bad_row=on_bad_row,
             )
         found += rows if data.system is None else (with_system_prompt(r, data.system, replace_existing=True) for r in rows)
     return found

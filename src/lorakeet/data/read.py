@@ -36,7 +36,15 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """What may stand between the fields of a CSV file."""
 
 Row = tuple[str, Any]
+"""A place and what stands there; for a row that cannot be read, its DataError."""
 Source = str | os.PathLike[str]
+OnBadRow = Callable[[DataError], None]
+"""Is called with the error of each row that cannot be used; if it raises nothing, the rows behind it follow."""
+
+
+def stop_at_first(error: DataError) -> None:
+    """Raise the error of the first row that cannot be used."""
+    raise error
 
 
 def read_conversations(
@@ -48,6 +56,7 @@ def read_conversations(
     merge_turns: bool = False,
     reasoning: Reasoning | None = None,
     notes: Notes | None = None,
+    on_bad_row: OnBadRow = stop_at_first,
 ) -> Iterator[Conversation]:
     """Read every row of the given files, directories or hub datasets; "-" is JSONL from standard input.
 
@@ -56,28 +65,30 @@ def read_conversations(
     to theirs, `roles` theirs to ours. `merge_turns` joins turns of one role that follow each other; `reasoning` says
     whether to keep or drop reasoning that stands in a field of its own.
 
-    Raises DataError at the first row that is wrong, and if there is no row at all.
+    Raises DataError at the first row that is wrong, unless `on_bad_row` lets reading go on, and if there is no row at all.
     """
     check_options(format, roles, reasoning)
     notes = notes if notes is not None else Notes()
+    make_reader = functools.partial(
+        RowReader, columns=columns or {}, roles=roles or {}, notes=notes, merge_turns=merge_turns, reasoning=reasoning
+    )
     weights = _weights(source)
     count = 0
     for name, weight in weights.items():
         for file in _files(name):
             reader: RowReader | None = None
-            for index, (place, row) in enumerate(_rows(file, notes, unwraps="data" not in (columns or {}).values())):
-                if reader is None:
-                    reader = RowReader(
-                        format or detect(row, place, columns),
-                        columns or {},
-                        roles or {},
-                        notes,
-                        merge_turns=merge_turns,
-                        reasoning=reasoning,
-                        is_columnar=_is_columnar(file),
-                    )
-                    notes.formats[str(file)] = reader.format
-                conversation = reader.read(row, place)
+            for index, (place, row) in enumerate(_entries(file, notes, unwraps="data" not in (columns or {}).values())):
+                try:
+                    if isinstance(row, DataError):
+                        raise row
+                    if reader is None:
+                        kind = format or detect(row, place, columns)
+                        reader = make_reader(kind, is_columnar=_is_columnar(file))
+                        notes.formats[str(file)] = kind
+                    conversation = reader.read(row, place)
+                except DataError as error:
+                    on_bad_row(error)
+                    continue
                 # Row i of weight w is read floor(w*(i+1)) - floor(w*i) times: exact, and needs no second pass.
                 for _ in range(int(weight * (index + 1)) - int(weight * index)):
                     count += 1
@@ -153,6 +164,14 @@ def _is_hub_id(name: str) -> bool:
     owner, slash, rest = name.partition("/")
     plain = all(part and not part.startswith((".", "~")) for part in (owner, rest))
     return bool(slash) and plain and "/" not in rest and "\\" not in name and not _suffix(Path(rest))
+
+
+def _entries(file: Path | str, notes: Notes, *, unwraps: bool) -> Iterator[Row]:
+    """Read the rows of one file; an error behind which the file cannot be read on comes as the last of them."""
+    try:
+        yield from _rows(file, notes, unwraps=unwraps)
+    except DataError as error:
+        yield error.place, error
 
 
 def _rows(file: Path | str, notes: Notes, *, unwraps: bool) -> Iterator[Row]:
@@ -290,14 +309,20 @@ def _jsonl_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
                 notes.add(f"JSON array in a .jsonl file accepted: {place}")
                 yield from _array_rows(_Window(stream, line, offset, place))
                 return
-        text = _decode(line, offset, here)
-        offset += len(line)
-        if number == 1 and text.strip() == "{":
+        if number == 1 and line.strip() == b"{":
             raise DataError(
                 "E-DATA-9", "JSON ends early: only {", place=here, fix="Write one row a line, or name the file .json"
             )
-        if text.strip():
-            yield here, strict_json.loads(text.rstrip("\r\n"), here)
+        start, offset = offset, offset + len(line)
+        row: Any
+        try:
+            text = _decode(line, start, here)
+            if not text.strip():
+                continue
+            row = strict_json.loads(text.rstrip("\r\n"), here)
+        except DataError as error:
+            row = error
+        yield here, row
 
 
 def _json_rows(stream: IO[bytes], place: str, notes: Notes, *, unwraps: bool = False) -> Iterator[Row]:
@@ -451,33 +476,44 @@ def _csv_rows(stream: IO[bytes], place: str, notes: Notes) -> Iterator[Row]:
         notes.add(f"{_DELIMITERS[delimiter]} between fields accepted: {place}")
     reader = csv.reader(itertools.chain([first] if first else [], lines), strict=True, delimiter=delimiter)
     csv.field_size_limit(MAX_ROW_BYTES)
-    number = 1
     try:
         header = next(reader, None)
-        if header is None:
-            return
-        twice = [name for name in header if header.count(name) > 1]
-        if twice:
-            raise DataError("E-DATA-12", f'column "{twice[0]}" is repeated', place=f"{place}:1", fix="Rename one of them")
-        number = reader.line_num + 1
-        for fields in reader:
-            here = f"{place}:{number}"
-            number = reader.line_num + 1
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    "E-DATA-101",
-                    f"has {len(fields)} fields; the header has {len(header)}",
-                    place=here,
-                    fix=f"Quote fields that hold {_DELIMITERS[delimiter]} or line breaks",
-                )
-            yield here, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        if "field limit" in str(error):
-            raise _too_large(f"{place}:{number}") from None
-        code, text = ("E-DATA-9", "CSV ends early") if "unexpected end" in str(error) else ("E-DATA-101", str(error))
-        raise DataError(code, text, place=f"{place}:{number}", fix="Correct the row") from None
+        raise _csv_error(error, f"{place}:1") from None
+    if header is None:
+        return
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise DataError("E-DATA-12", f'column "{twice[0]}" is repeated', place=f"{place}:1", fix="Rename one of them")
+    while True:
+        here = f"{place}:{reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield here, _csv_error(error, here)
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield here, _csv_row(header, fields, here, delimiter)
+
+
+def _csv_row(header: list[str], fields: list[str], here: str, delimiter: str) -> dict[str, str] | DataError:
+    if len(fields) == len(header):
+        return dict(zip(header, fields, strict=True))
+    return DataError(
+        "E-DATA-101",
+        f"has {len(fields)} fields; the header has {len(header)}",
+        place=here,
+        fix=f"Quote fields that hold {_DELIMITERS[delimiter]} or line breaks",
+    )
+
+
+def _csv_error(error: csv.Error, here: str) -> DataError:
+    if "field limit" in str(error):
+        return _too_large(here)
+    code, text = ("E-DATA-9", "CSV ends early") if "unexpected end" in str(error) else ("E-DATA-101", str(error))
+    return DataError(code, text, place=here, fix="Correct the row")
 
 
 def _delimiter(header: str) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from lorakeet import __version__, dist
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
+from lorakeet.checking.bad_rows import stop_naming_check
 from lorakeet.checking.data_record import DataRecord
 from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
@@ -88,10 +89,19 @@ def _train(
     """Load, prepare, train and save in a directory that is ours alone."""
     with stop.droppable():
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
-        config = as_decided(chat_model, in_model_names(chat_model, config))
+        config = in_model_names(chat_model, config)
         with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
             record = DataRecord()
-            data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, on_progress, record.add)
+            data = prepare_data(
+                config,
+                chat_model.tokenizer,
+                chat_model.template,
+                chat_model.context,
+                on_progress,
+                record.add,
+                stop_naming_check(config),
+            )
+        config = as_decided(chat_model, config)
         for line in data.findings.lines():
             logger.info("Rows: %s.", line)
         require_evaluations(config.training_config, data)
