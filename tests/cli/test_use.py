@@ -4,11 +4,13 @@ import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 import lorakeet
 from lorakeet.cli.main import run
+from lorakeet.config import dump_yaml
 
 PEOPLE = ["fox", "dog", "world", "straße", "land", "hello"]
 
@@ -114,6 +116,19 @@ def test_merge_writes_a_model_that_answers_like_the_run(trained_run, capsys, tmp
     assert last_json(capsys)["answer"] == expected
     assert run(["merge", directory, "-o", str(output)]) == 2
     assert "E-CFG-48" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_changed_is_merged_and_proven_without_its_rows(trained_run, capsys, tmp_path):
+    run_directory = shutil.copytree(trained_run.directory, tmp_path / "run")
+    config = trained_run.config
+    (original,) = config.data.train
+    changed = tmp_path / "rows.jsonl"
+    lines = Path(original).read_text().splitlines()
+    changed.write_text("\n".join(line.replace("hello", "goodbye") for line in lines) + "\n")
+    data = config.data.model_copy(update={"train": [str(changed)]})
+    (run_directory / "config.yaml").write_text(dump_yaml(config.model_copy(update={"data": data})))
+    assert run(["merge", str(run_directory), "-o", str(tmp_path / "merged")]) == 0
+    assert "only built-in ones: E-DATA-30" in capsys.readouterr().out
 
 
 def test_a_run_that_was_stopped_says_where_and_how_to_finish_it(trained_run, tmp_path, monkeypatch, capsys):

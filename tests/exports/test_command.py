@@ -1,7 +1,9 @@
 """`lorakeet export`: what it prints, and what it says against bad requests."""
 
 import json
+import resource
 import shutil
+import sys
 
 import pytest
 
@@ -53,6 +55,50 @@ def test_bad_requests_are_one_line(tmp_path, run_directory, monkeypatch, capsys,
     assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == [
         path for path in before if "cache" not in path.parts
     ]
+
+
+def test_merge_is_export_to_hf_by_another_name_even_if_the_data_is_gone(tmp_path, run_directory, monkeypatch, capsys):
+    monkeypatch.setattr("lorakeet.exports.gate.MOST_WORK", 0)
+    (tmp_path / "rows.jsonl").unlink()
+    said = []
+    for command in (["merge"], ["export", "--format", "hf"]):
+        assert main.run([*command, str(run_directory), "-o", str(tmp_path / command[0])]) == 0
+        said.append(capsys.readouterr().out.replace(str(tmp_path / command[0]), "OUT"))
+    merged, exported = ([line for line in text.splitlines() if "Parity" not in line] for text in said)
+    assert merged == exported
+    assert len([line for line in merged if "only built-in ones: E-DATA-1" in line]) == 1
+    for file in (tmp_path / "merge").iterdir():
+        if file.name != "lorakeet.json":
+            assert file.read_bytes() == (tmp_path / "export" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf", "ollama", "peft"])
+def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_left(tmp_path, run_directory, capsys, form):
+    main.run(["inspect", str(run_directory)])  # fills the cache of hashes
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # as a full disk, in the middle of the first large file
+    try:
+        status = main.run(["export", str(run_directory), "--format", form, "-o", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert (status, error.count("E-CFG-46"), len(error.strip().splitlines())) == (2, 1, 1)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_another_architecture_and_a_missing_package_are_one_line(tmp_path, run_directory, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main.run(["export", str(run_directory), "--format", "gguf", "-o", str(tmp_path / "out")]) == 2
+    assert "lorakeet[gguf]" in capsys.readouterr().err
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    assert main.run(["merge", str(run_directory), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("E-MODEL-72")
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_run_without_an_adapter_and_an_adapter_of_another_base_are_refused(tmp_path, run_directory, capsys):

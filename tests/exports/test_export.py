@@ -4,13 +4,18 @@ import dataclasses
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lorakeet.data.conversation import Conversation, Message
-from lorakeet.errors import ConfigError, ExportError
+from lorakeet.data.templates.template import template_for
+from lorakeet.errors import ConfigError, DataError, ExportError
+from lorakeet.exports import gate
 from lorakeet.exports.artefact import Missing, Options
 from lorakeet.exports.export import RECORD, describe, export
 from lorakeet.exports.formats import FORMATS, find_format
 from lorakeet.exports.probes import NUM_PROBES, choose_probes
+from tests.data.conftest import trained
 
 ROWS = [Conversation((Message("user", f"Add {i} and 3."), Message("assistant", f"It is {i + 3}."))) for i in range(3)]
 UNSAYABLE = Conversation((Message("user", "What does <|end|> mean?"), Message("assistant", "The end.")))
@@ -70,6 +75,118 @@ def test_what_cannot_be_checked_is_said(tmp_path, source):
     assert exported.parity is None
     assert "tool is not installed" in exported.unchecked
     assert json.loads((tmp_path / "out" / RECORD).read_text())["unchecked"] == exported.unchecked
+
+
+def test_where_the_model_does_not_fit_into_memory_nothing_is_proven_and_that_is_said(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("lorakeet.exports.export.free_bytes", lambda: 400_000_000)
+    exported = export(source(), find_format("hf"), tmp_path / "out")
+    assert (exported.parity, exported.failures) == (None, ())
+    assert "Not proven: loading the model takes 0.5 GB of memory, and 0.4 GB are free." in describe(exported)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_of_a_large_model_a_few_prompts_are_answered_and_that_is_said(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(gate, "MOST_WORK", 0)
+    exported = export(source(), find_format("hf"), tmp_path / "out")
+    assert (exported.parity.num_equal_ids, exported.parity.top1) == (NUM_PROBES, 1)
+    assert exported.parity.num_positions <= gate.NUM_FEW * gate.FEW
+    assert any("only the 3 shortest prompts were answered, with 8 tokens each" in line for line in describe(exported))
+
+
+def test_rows_that_are_gone_cost_their_probes_and_one_line(tmp_path, source, monkeypatch):
+    def gone():
+        raise DataError("E-DATA-1", "no such file", place="rows.jsonl")
+
+    monkeypatch.setattr(gate, "MOST_WORK", 0)
+    exported = export(dataclasses.replace(source(), rows=gone), find_format("hf"), tmp_path / "out")
+    assert (exported.parity.num_rows, exported.parity.num_equal_ids) == (0, NUM_PROBES)
+    (line,) = [line for line in describe(exported) if "E-DATA-1" in line]
+    assert "only built-in ones" in line
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["hf", "peft", "vllm"])
+def test_an_artefact_brings_the_template_of_its_run_not_of_its_base(tmp_path, source, monkeypatch, name):
+    monkeypatch.setattr(gate, "MOST_WORK", 0)
+    parts = source()
+    parts = dataclasses.replace(parts, template=template_for(parts.tokenizer, name="phi3-medium-no-bos"))
+    parity = export(parts, find_format(name), tmp_path / "out").parity
+    assert parity.num_equal_ids == parity.num_probes
+    base_template = (parts.base / "chat_template.jinja").read_text()
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() != base_template
+
+
+def without_a_stop(directory):
+    (directory / "generation_config.json").write_text('{"eos_token_id": 3}')
+
+
+def with_two_bos(directory):
+    file = directory / "chat_template.jinja"
+    file.write_text("{{ '<|endoftext|>' }}" + file.read_text())
+
+
+def without_system_prompts(directory):
+    file = directory / "chat_template.jinja"
+    file.write_text("{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + file.read_text())
+
+
+def with_another_tokenizer(directory):
+    (directory / "tokenizer.json").write_text(json.dumps(trained("bpe-chatml").spec))
+
+
+def with_gate_and_up_swapped(directory):
+    _change_weights(directory, "gate_up_proj", lambda rows: rows.roll(len(rows) // 2, 0))
+
+
+def with_q_permuted(directory):
+    def permuted(rows):
+        q, rest = rows[:32], rows[32:]
+        return torch.cat([q.view(4, 2, 4, 32).transpose(1, 2).reshape(q.shape), rest])
+
+    _change_weights(directory, "qkv_proj", permuted)
+
+
+def with_longrope_swapped(directory):
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    for rope in (config.get("rope_scaling"), config.get("rope_parameters")):
+        if rope:
+            rope["short_factor"], rope["long_factor"] = rope["long_factor"], rope["short_factor"]
+    file.write_text(json.dumps(config))
+
+
+def _change_weights(directory, layer, change):
+    file = directory / "model.safetensors"
+    tensors = {name: change(tensor) if layer in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+FAULTS = {
+    without_a_stop: "answers do not end at",
+    with_two_bos: "other token ids",
+    without_system_prompts: "other token ids",
+    with_another_tokenizer: "other token ids",
+    with_gate_and_up_swapped: "nats",
+    with_q_permuted: "nats",
+    with_longrope_swapped: "nats",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_gate_catches(tmp_path, source, monkeypatch, fault):
+    monkeypatch.setattr(gate, "MOST_WORK", 0)
+    form = find_format("hf")
+    rope = {"type": "longrope", "short_factor": [1.0, 1.3, 1.6, 1.9], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+
+    def write(source, directory, options):
+        written = form.write(source, directory, options)
+        fault(directory)
+        return written
+
+    parts = source(original_max_position_embeddings=512, rope_scaling=rope)
+    with pytest.raises(ExportError, match=f"E-EXP-200.*{FAULTS[fault]}"):
+        export(parts, dataclasses.replace(form, write=write), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "cache"]
 
 
 def test_bad_requests_are_refused_before_anything_is_written(tmp_path, source):

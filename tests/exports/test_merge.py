@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError, ModelError
 from lorakeet.exports import merge as merging
+from lorakeet.exports.artefact import Options
+from lorakeet.exports.formats import find_format
 from lorakeet.lora.inject import inject, merge_and_unload
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
@@ -122,6 +124,22 @@ def test_modules_to_save_are_taken_as_they_are(tmp_path, base, adapter):
     save_adapter(live, saved)
     result = merge(directory, saved, tmp_path / "merged")
     assert relative(their_logits(result.path), our_logits(live)) < 1e-5
+
+
+def test_base_weights_that_peft_saves_along_are_no_hindrance(tmp_path, base, adapter):
+    directory = base()
+    saved, live = adapter(directory, target_modules=["embed_tokens", "o_proj"])
+    file = saved / "adapter_model.safetensors"
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    save_file({**load_file(file), "base_model.model.model.embed_tokens.base_layer.weight": embedding}, file)
+    assert relative(their_logits(merge(directory, saved, tmp_path / "merged").path), our_logits(live)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "gguf-adapter", "ollama"])
+def test_no_writer_has_the_model_in_memory(tmp_path, base, adapter, monkeypatch, name):
+    source = source_of(base(), adapter(tmp_path / "base")[0])
+    monkeypatch.setattr(weights, "load_weights", lambda *_, **__: pytest.fail("loaded"))
+    find_format(name).write(source, tmp_path, Options())
 
 
 def test_rejects_an_output_that_holds_something(tmp_path, base, adapter, monkeypatch):

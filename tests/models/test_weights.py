@@ -105,6 +105,28 @@ def test_embedding_of_a_tied_model_may_be_stored_as_lm_head(save_phi3):
     torch.testing.assert_close(logits(load_model(directory)), logits(theirs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shard_size", ["1GB", "20KB"], ids=["single", "sharded"])
+def test_an_outline_has_one_parameter_in_memory_at_a_time(save_phi3, tied, shard_size):
+    _, directory = save_phi3(tie_word_embeddings=tied, max_shard_size=shard_size, dtype=torch.bfloat16)
+    outline, whole = weights.outline(directory), load_model(directory)
+    seen = []
+    for name, parameter in weights.each_parameter(outline, directory):
+        assert torch.equal(parameter, whole.get_parameter(name))
+        assert [one for one, value in outline.named_parameters() if not value.is_meta] == [name]
+        seen.append(name)
+    assert seen == [name for name, _ in whole.named_parameters()]
+    assert all(value.is_meta and value.dtype == torch.bfloat16 for value in outline.parameters())
+
+
+def test_an_outline_of_tied_weights_that_differ_is_refused(save_phi3):
+    _, directory = save_phi3(tie_word_embeddings=True)
+    state = load_file(directory / "model.safetensors")
+    save_file({**state, "lm_head.weight": state["model.embed_tokens.weight"] + 1}, directory / "model.safetensors")
+    with pytest.raises(ModelError, match=r"E-MODEL-107 .* differ"):
+        list(weights.each_parameter(weights.outline(directory), directory))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loading_costs_one_copy_in_memory(tmp_path, dtype):
     pytest.importorskip("resource")
