@@ -17,15 +17,15 @@ from lorakeet.adapters.run_card import run_card
 from lorakeet.chat_model import ChatModel
 from lorakeet.checking.check import CheckResult, check_rows
 from lorakeet.config import RunConfig, resolve_config
-from lorakeet.data.prepare import PreparedData, read_held_out, read_rows
+from lorakeet.data.prepare import PreparedData, read_held_out, read_rows, trained_on
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.demo_task.outcome import DemoOutcome, score_demo
 from lorakeet.demo_task.recipe import PEFT_RECIPE, RECIPE
 from lorakeet.errors import MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
-from lorakeet.evaluation.metrics import NAMES as METRICS
-from lorakeet.evaluation.metrics import text_metrics
+from lorakeet.evaluation.metrics import DEFAULT as DEFAULT_METRICS
+from lorakeet.evaluation.metrics import corpus_metrics, text_metrics
 from lorakeet.evaluation.tables import answers_to_dicts, to_dict
 from lorakeet.exports.artefact import Options, Source
 from lorakeet.exports.export import Exported
@@ -285,28 +285,40 @@ def evaluate(
     run: str | Path | None = None,
     data: str | Sequence[str] | None = None,
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     base: bool = True,
+    others: Sequence[str | Path] = (),
     max_rows: int | None = None,
     max_new_tokens: int = 256,
     on_progress: Progress | None = None,
 ) -> Comparison:
-    """Measure a run on held-out rows, its own if no `data` is named, and the base model beside it if `base`."""
-    opened = open_run(run, finished=True)
-    opened.require_finished()
-    config, scores = opened.config, text_metrics(metrics)
+    """Measure a run on held-out rows, its own if no `data` is named; beside it the base model if `base`, and `others`.
+
+    Args:
+        metrics: of `evaluation.metrics.NAMES`.
+        others: further runs, measured on the same rows.
+    """
+    opened, beside = open_run(run, finished=True), [open_run(other) for other in others]
+    for one in (opened, *beside):
+        one.require_finished()
+    config, scores, together = opened.config, text_metrics(metrics), corpus_metrics(metrics)
     sources = [data] if isinstance(data, str) else data
-    rows = read_held_out(list(sources), config) if sources else read_rows(config)[1]
+    rows = (read_held_out(list(sources), config) if sources else read_rows(config)[1])[:max_rows]
     evaluation = Evaluation(
-        rows[:max_rows],
+        rows,
         scores,
+        together,
         with_loss="loss" in metrics,
         learn=config.data.learn,
         max_new_tokens=max_new_tokens,
         batch_size=config.training_config.per_device_eval_batch_size,
         on_progress=on_progress,
     )
-    comparison = evaluation.compare(opened.load(), with_base=base)
+    comparison = dataclasses.replace(
+        evaluation.compare(opened.load(), with_base=base),
+        others={one.directory.name: evaluation.measure(one.load(), one.directory.name) for one in beside},
+        trained_on=trained_on(rows, config) if sources else None,
+    )
     keep_evaluation(opened.directory, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
     return comparison
 

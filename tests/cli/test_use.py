@@ -87,6 +87,9 @@ def test_evaluate_measures_both_models(trained_run, capsys, tmp_path):
     assert result["tuned"]["loss"] < result["base"]["loss"]
     assert {"perplexity", "exact_match", "rouge1", "rouge2", "rougeL"} < result["tuned"].keys()
     assert len(answers.read_text().splitlines()) == result["num_conversations"] > 1
+    assert run(["evaluate", directory, "--metrics", "loss", "--also", directory, "--max-rows", "2", "--json"]) == 0
+    result = last_json(capsys)
+    assert result["others"] == {trained_run.directory.name: result["tuned"]}
     assert run(["evaluate", directory, "--metrics", "loss", "--no-base", "--max-rows", "2"]) == 0
     out = capsys.readouterr().out
     assert "2 held-out conversations" in out
@@ -98,8 +101,9 @@ def test_evaluate_takes_other_rows_and_refuses_unknown_metrics(trained_run, caps
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the dog"}]}
     other.write_text(json.dumps(row) + "\n")
     assert run(["evaluate", str(trained_run.directory), str(other), "--metrics", "loss,exact_match", "--json"]) == 0
-    assert last_json(capsys)["num_conversations"] == 1
-    assert run(["evaluate", str(trained_run.directory), "--metrics", "bleu"]) == 2
+    result = last_json(capsys)
+    assert (result["num_conversations"], result["num_trained_on"]) == (1, 0)
+    assert run(["evaluate", str(trained_run.directory), "--metrics", "meteor"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("E-CFG-130")
 
 

@@ -10,15 +10,18 @@ import typer
 def command(
     run: Annotated[Path | None, typer.Argument(help="Run directory; the newest one by default.")] = None,
     data: Annotated[list[str] | None, typer.Argument(help="Held-out rows; those of the run by default.")] = None,
-    metrics: Annotated[str, typer.Option(help="Any of loss, exact_match, rouge, with commas.")] = "loss,exact_match,rouge",
+    metrics: Annotated[
+        str, typer.Option(help="Any of loss, exact_match, rouge, bleu, chrf, json_match, number_match, separated by commas.")
+    ] = "loss,exact_match,rouge",
+    also: Annotated[list[Path] | None, typer.Option(help="Another run to measure on the same rows. Repeatable.")] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base model too.")] = True,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    examples: Annotated[int, typer.Option(min=0, help="How many answers to show, the reference above them.")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="How many of the worst and of the most changed answers to show.")] = 3,
     answers: Annotated[Path | None, typer.Option(help="Also write every answer to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
 ) -> None:
-    """Measure RUN on held-out rows: loss, perplexity, exact match, ROUGE; base and tuned side by side.
+    """Measure RUN on held-out rows, the base model beside it, and say whether the difference is real.
 
     Example: lorakeet evaluate runs/mine held_out.jsonl --metrics loss,exact_match
     """
@@ -33,6 +36,7 @@ def command(
             data or None,
             metrics=[name.strip() for name in metrics.split(",") if name.strip()],
             base=base,
+            others=also or [],
             max_rows=max_rows,
             max_new_tokens=max_new_tokens,
             on_progress=on_progress,

@@ -15,10 +15,10 @@ from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import EncodedRows, encode_rows
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import OnBadRow, read_conversations, stop_at_first
-from lorakeet.data.split import Repeats, find_duplicates, hold_out, refuse_overlap
+from lorakeet.data.split import Repeats, find_duplicates, find_overlap, hold_out, refuse_overlap
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.errors import ConfigError
+from lorakeet.errors import ConfigError, DataError
 from lorakeet.files.cache import cache_dir
 
 MOST_HELD_OUT = 200
@@ -168,6 +168,15 @@ def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]
 def read_held_out(sources: list[str], config: RunConfig, on_bad_row: OnBadRow = stop_at_first) -> list[Conversation]:
     """Read every row of the named sources; "demo" names the demo's held-out rows."""
     return _read(sources, config, "held_out", on_bad_row=on_bad_row)
+
+
+def trained_on(rows: list[Conversation], config: RunConfig) -> Repeats | None:
+    """Return which of `rows` also stand in a run's training data; None if that data cannot be read any more."""
+    try:
+        train = read_rows(config)[0]
+    except DataError:
+        return None
+    return find_overlap(train, rows)
 
 
 def demo_rows(split: Literal["train", "held_out"]) -> list[Conversation]:

@@ -20,7 +20,7 @@ from lorakeet.models.registry import DEMO_INSTALL, DEMO_PACKAGE
 EXTRAS = {
     "qlora": "training over a base of 4 or 8 bits",
     "optimizers": "8-bit, Lion and schedule-free optimizers",
-    "eval": "ROUGE in evaluations",
+    "eval": "ROUGE, BLEU and chrF in evaluations",
     "gguf": "reading and writing GGUF files",
     "demo": "the embedded model",
     "loggers": "TensorBoard, Weights & Biases, MLflow, trackio",

@@ -1,7 +1,7 @@
-"""One model measured on held-out conversations, with and without its adapter.
+"""Models measured on the same held-out conversations: one with and without its adapter, and others beside it.
 
-data in: a model with an adapter, conversations → out: two columns of the same numbers, and the answers behind them.
-The base model is the tuned one with its adapter switched off, so that nothing but the adapter differs.
+data in: a model with an adapter, conversations → out: columns of the same numbers, the answers behind them, and how sure
+the differences are. The base model is the tuned one with its adapter switched off, so that nothing but the adapter differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,11 @@ from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
 from lorakeet.data.encode import Learn, encode_many
+from lorakeet.data.split import Repeats
 from lorakeet.errors import DataError
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
-from lorakeet.evaluation.metrics import Metric
+from lorakeet.evaluation.intervals import Difference, paired_difference
+from lorakeet.evaluation.metrics import CorpusMetric, Metric
 from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
 from lorakeet.lora.disable import disabled_adapters
 
@@ -27,27 +29,53 @@ class Measurement:
 
     loss: EvalLoss | None
     scores: dict[str, float]
-    """Means over all answers, from 0 to 1."""
+    """By name of the metric, from 0 to 1: means over all answers, or a score of all answers together."""
     answers: list[Answer] = field(default_factory=list)
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Loss, perplexity and scores by name."""
+        """Loss, perplexity, scores, the share of answers that the model ended itself, and their mean length in tokens."""
         losses = {"loss": self.loss.loss, "perplexity": self.loss.perplexity} if self.loss is not None else {}
-        return losses | self.scores
+        return losses | self.scores | self._of_answers()
+
+    def _of_answers(self) -> dict[str, float]:
+        if not self.answers:
+            return {}
+        stopped = sum(answer.stop_reason == "stop" for answer in self.answers)
+        tokens = sum(answer.num_tokens for answer in self.answers)
+        return {"stop_rate": stopped / len(self.answers), "answer_tokens": tokens / len(self.answers)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both columns; `base` is None if it was not asked for."""
+    """All columns; `base` is None if it was not asked for."""
 
     tuned: Measurement
     base: Measurement | None
     num_conversations: int
+    others: dict[str, Measurement] = field(default_factory=dict)
+    """Further runs on the same rows, by name."""
+    trained_on: Repeats | None = None
+    """Which of the conversations also stand in the run's training data; None if that was not looked for."""
+
+    @property
+    def columns(self) -> dict[str, Measurement]:
+        """What was measured, by name: base, tuned, the others."""
+        return ({"base": self.base} if self.base is not None else {}) | {"tuned": self.tuned} | self.others
+
+    @property
+    def differences(self) -> dict[str, Difference]:
+        """By how much tuned is above base in every score of single answers."""
+        if self.base is None or not self.tuned.answers:
+            return {}
+        pairs = list(zip(self.tuned.answers, self.base.answers, strict=True))
+        return {
+            name: paired_difference([ours.scores[name] for ours, _ in pairs], [theirs.scores[name] for _, theirs in pairs])
+            for name in self.tuned.answers[0].scores
+        }
 
     def _repr_html_(self) -> str:
-        columns = {"base": self.base, "tuned": self.tuned}
-        shown = {name: column.numbers for name, column in columns.items() if column is not None}
+        shown = {name: column.numbers for name, column in self.columns.items()}
         rows = ([name, *(numbers[name] for numbers in shown.values())] for name in self.tuned.numbers)
         return notebook.table([f"{self.num_conversations} conversations", *shown], rows)
 
@@ -58,6 +86,7 @@ class Evaluation:
 
     conversations: Sequence[Conversation]
     metrics: Mapping[str, Metric]
+    corpus_metrics: Mapping[str, CorpusMetric] = field(default_factory=dict)
     with_loss: bool = True
     learn: Learn = "all"
     max_new_tokens: int = 256
@@ -77,7 +106,7 @@ class Evaluation:
             loss = evaluate_loss(
                 chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}")
             )
-        if not self.metrics:
+        if not self.metrics and not self.corpus_metrics:
             return Measurement(loss, {})
         answers = generate_answers(
             chat_model,
@@ -86,7 +115,9 @@ class Evaluation:
             metrics=self.metrics,
             on_progress=self._progress_of(f"answers, {name}"),
         )
-        return Measurement(loss, mean_scores(answers), answers)
+        texts = [answer.reference for answer in answers], [answer.text for answer in answers]
+        together = {name: metric(*texts) for name, metric in self.corpus_metrics.items()}
+        return Measurement(loss, mean_scores(answers) | together, answers)
 
     def compare(self, chat_model: ChatModel, *, with_base: bool = True) -> Comparison:
         """Measure a model with its adapter, and without it if `with_base`."""

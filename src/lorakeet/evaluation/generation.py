@@ -26,6 +26,8 @@ class Answer:
     reference: str
     text: str
     stop_reason: StopReason
+    num_tokens: int = 0
+    """Length of the answer, without the token that ended it."""
     scores: dict[str, float] = field(default_factory=dict)
     """By name of the metric, from 0 to 1."""
 
@@ -55,6 +57,7 @@ def generate_answers(
             reference=reference_of(conversation, chat_model.template),
             text=one.text,
             stop_reason=one.stop_reason,
+            num_tokens=one.num_tokens,
         )
         for conversation, question, one in zip(conversations, questions, generated, strict=True)
     ]

@@ -1,20 +1,22 @@
 """An evaluation as a person reads it, and as a program does.
 
-data in: a Comparison → out: a table with base and tuned side by side and a few answers below each other, which
-80 columns hold, or plain JSON values.
+data in: a Comparison → out: a table with a column a model, how sure the differences are, and the worst and the most changed
+answers, which 80 columns hold; or plain JSON values.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lorakeet.evaluation.compare import Comparison, Measurement, Progress
+from lorakeet.evaluation.intervals import Difference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _LOWER_IS_BETTER = ("loss", "perplexity")
+_NEITHER_IS_BETTER = ("stop_rate", "answer_tokens")
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
@@ -25,19 +27,20 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "num_supervised_tokens": loss.num_supervised_tokens if loss is not None else None,
         "base": comparison.base.numbers if comparison.base is not None else None,
         "tuned": comparison.tuned.numbers,
+        "others": {name: column.numbers for name, column in comparison.others.items()},
+        "differences": {name: dataclasses.asdict(one) for name, one in comparison.differences.items()},
+        "num_trained_on": comparison.trained_on.count if comparison.trained_on is not None else None,
     }
 
 
 def answers_to_dicts(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one object for each conversation that was answered: prompt, reference, both answers and their scores."""
+    """Return one object for each conversation that was answered: prompt, reference, every answer and its scores."""
     rows = []
     for index, tuned in enumerate(comparison.tuned.answers):
         row: dict[str, Any] = {"place": tuned.place, "prompt": tuned.prompt, "reference": tuned.reference}
-        columns = {"base": comparison.base, "tuned": comparison.tuned}
-        for name, column in columns.items():
-            if column is not None:
-                answer = dataclasses.asdict(column.answers[index])
-                row[name] = {key: answer[key] for key in ("text", "stop_reason", "scores")}
+        for name, column in comparison.columns.items():
+            answer = dataclasses.asdict(column.answers[index])
+            row[name] = {key: answer[key] for key in ("text", "stop_reason", "num_tokens", "scores")}
         rows.append(row)
     return rows
 
@@ -61,37 +64,70 @@ def live_progress() -> Iterator[Progress]:
 
 
 def print_comparison(comparison: Comparison, console: "Console", *, num_examples: int = 3) -> None:
-    """Print the table, and the first answers beside their references."""
+    """Print the table, and the worst and the most changed answers beside their references."""
     from rich.table import Table
 
     table = Table(title=f"{comparison.num_conversations} held-out conversations")
     table.add_column("")
-    columns = [("base", comparison.base)] if comparison.base is not None else []
-    columns.append(("tuned", comparison.tuned))
-    for name, _ in columns:
+    columns, differences = comparison.columns, comparison.differences
+    for name in columns:
         table.add_column(name, justify="right")
+    if differences:
+        table.add_column("tuned - base, 95 %", justify="right")
     for metric in comparison.tuned.numbers:
-        values = [column.numbers[metric] for _, column in columns]
+        values = [column.numbers[metric] for column in columns.values()]
         best = min(values) if metric in _LOWER_IS_BETTER else max(values)
-        cells = [
-            f"[bold]{_shown(metric, value)}[/]" if value == best and len(values) > 1 else _shown(metric, value)
-            for value in values
-        ]
-        table.add_row(metric.replace("_", " "), *cells)
+        is_ranked = len(values) > 1 and metric not in _NEITHER_IS_BETTER
+        cells = [f"[bold]{_shown(metric, one)}[/]" if is_ranked and one == best else _shown(metric, one) for one in values]
+        difference = [_interval(differences[metric])] if metric in differences else [""] if differences else []
+        table.add_row(metric.replace("_", " "), *cells, *difference)
     console.print(table)
-    if num_examples and comparison.tuned.answers:
-        _print_examples(columns, console, num_examples)
+    for line in _notes(comparison):
+        console.print(line)
+    for title, rows in _examples(comparison, num_examples):
+        console.print(f"\n{title}:", style="bold")
+        _print_rows(columns, rows, console)
 
 
-def _print_examples(columns: list[tuple[str, Measurement]], console: "Console", num_examples: int) -> None:
+def _notes(comparison: Comparison) -> Iterator[str]:
+    """Yield what a reader of the table must know."""
+    doubtful = [name.replace("_", " ") for name, one in comparison.differences.items() if not one.is_real]
+    if doubtful:
+        yield f"Not certain with so few rows, since the interval holds 0: {', '.join(doubtful)}."
+    if comparison.trained_on is not None and comparison.trained_on.count:
+        places = ", ".join(place for place, _ in comparison.trained_on.examples)
+        yield f"{comparison.trained_on.count} of these rows also stand in the training data, so they prove little: {places}."
+
+
+def _examples(comparison: Comparison, count: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield which rows to show, under which title: the first if nothing scores them, else the worst and the most changed."""
+    answers = comparison.tuned.answers
+    if not count or not answers:
+        return
+    metric = next(iter(answers[-1].scores), None)
+    if metric is None:
+        yield "First answers", list(range(len(answers)))[:count]
+        return
+    scores = [answer.scores.get(metric, 0.0) for answer in answers]
+    order = sorted(range(len(answers)), key=scores.__getitem__)
+    yield f"Worst answers by {metric.replace('_', ' ')}", order[:count]
+    if comparison.base is not None:
+        base = [answer.scores.get(metric, 0.0) for answer in comparison.base.answers]
+        changed = sorted((i for i in order if scores[i] != base[i]), key=lambda i: -abs(scores[i] - base[i]))
+        if changed:
+            yield "Most changed", changed[:count]
+
+
+def _print_rows(columns: Mapping[str, Measurement], rows: Sequence[int], console: "Console") -> None:
     """Print a few answers, a line for each part; what models and users wrote is never read as markup."""
     from rich.table import Table
     from rich.text import Text
 
-    answers = [column.answers for _, column in columns]
-    for row in list(zip(*answers, strict=True))[:num_examples]:
-        parts = [("prompt", row[0].prompt, "bold"), ("reference", row[0].reference, "")]
-        parts += [(name, answer.text, "") for (name, _), answer in zip(columns, row, strict=True)]
+    for index in rows:
+        found = {name: column.answers[index] for name, column in columns.items()}
+        first = next(iter(found.values()))
+        parts = [("prompt", first.prompt, "bold"), ("reference", first.reference, "")]
+        parts += [(name, answer.text, "") for name, answer in found.items()]
         grid = Table.grid(padding=(0, 2))
         grid.add_column(min_width=len("reference"), style="dim")
         grid.add_column(overflow="fold")
@@ -101,7 +137,13 @@ def _print_examples(columns: list[tuple[str, Measurement]], console: "Console", 
         console.print(grid)
 
 
+def _interval(one: Difference) -> str:
+    return f"{100 * one.mean:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
 def _shown(metric: str, value: float) -> str:
+    if metric == "answer_tokens":
+        return f"{value:.1f}"
     return f"{value:.4f}" if metric in _LOWER_IS_BETTER else f"{100 * value:.1f} %"
 
 

@@ -21,6 +21,8 @@ class GeneratedText:
 
     text: str
     stop_reason: StopReason
+    num_tokens: int
+    """Without the token that ended it."""
 
 
 def encode_prompts(chat_model: ChatModel, questions: Sequence[Conversation]) -> list[list[int]]:
@@ -59,4 +61,4 @@ def answer_prompts(
         sampling=sampling,
         on_token=on_token,
     )
-    return [GeneratedText(tokenizer.decode(one.ids, skip_control=True), one.stop_reason) for one in generations]
+    return [GeneratedText(tokenizer.decode(one.ids, skip_control=True), one.stop_reason, len(one.ids)) for one in generations]
