@@ -1,6 +1,7 @@
 """The check report: figures counted apart, looks with and without colour, the command, and the real data."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from lorakeet.checking.check import CheckResult, check_rows, model_limit
 from lorakeet.checking.languages import count_scripts, guess_language
 from lorakeet.checking.report import CheckReport, Shown, Survey, measure, suggest_max_length
 from lorakeet.checking.show import example_text, report_lines, stretches
+from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
 from lorakeet.data import prepare
 from lorakeet.data.conversation import Conversation, Message
@@ -171,9 +173,21 @@ def test_the_models_limit_is_read_from_its_configuration(model_dir):
     assert model_limit(model_dir) == 512
 
 
-def test_command_prints_and_writes_json(tmp_path, model_dir, capsys):
-    from lorakeet.cli.main import run
+@pytest.mark.parametrize("more", [[], ["--no-calibrate"]])
+@pytest.mark.parametrize(("weights", "model_type", "code"), [("pytorch_model.bin", "phi3", 63), (None, "llama", 72)])
+def test_a_model_that_cannot_train_ends_with_2(tmp_path, model_dir, capsys, weights, model_type, code, more):
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    if weights:
+        (model / weights).write_bytes(b"\x80\x02")
+    assert run(["check", str(model), str(write(tmp_path / "a.jsonl", ROWS)), *more]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.split()[0]) == ("", f"E-MODEL-{code}")
 
+
+def test_command_prints_and_writes_json(tmp_path, model_dir, capsys):
     path = write(tmp_path / "a.jsonl", ROWS)
     assert run(["check", str(model_dir), str(path), "--examples", "1"]) == 0
     printed = capsys.readouterr().out

@@ -4,12 +4,10 @@ data in: RunConfig → out: CheckResult, and the prepared rows for whoever goes 
 the other files of this room do.
 """
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorakeet.checking.bad_rows import listing_bad_rows
 from lorakeet.checking.report import CheckReport, Shown, Survey
@@ -18,7 +16,10 @@ from lorakeet.config import RunConfig
 from lorakeet.data.prepare import PreparedData, prepare_data
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
+from lorakeet.errors import ModelError
+from lorakeet.models.config_file import load_config
 from lorakeet.models.registry import resolve
+from lorakeet.models.weights import open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,23 @@ def check_rows(
     Raises: BadRowsError if rows cannot be used; LorakeetError at the first other thing that is wrong.
     """
     directory = resolve(config.model)
-    tokenizer = load_tokenizer(directory)
+    longest, tokenizer = model_limit(directory), load_tokenizer(directory)
     template = template_for(tokenizer, name=config.data.template)
     survey = Survey(num_examples, row)
     with listing_bad_rows() as on_bad_row:
-        data = prepare_data(config, tokenizer, template, model_limit(directory), on_progress, survey.add, on_bad_row)
+        data = prepare_data(config, tokenizer, template, longest, on_progress, survey.add, on_bad_row)
     report = survey.report(data.findings, template=template.name, learn=config.data.learn)
     return CheckResult(report, survey.shown, tokenizer, config), data
 
 
-def model_limit(directory: Path) -> int | None:
-    """Read the longest sequence the model was made for from its config.json; None if it does not say."""
+def model_limit(directory: Path) -> int:
+    """Return the longest sequence that the model was made for.
+
+    Raises: ModelError if the model cannot be trained; its weights alone may be missing, for they are not needed here.
+    """
     try:
-        config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        limit = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return limit if isinstance(limit, int) and limit > 0 else None
+        open_checkpoint(directory)
+    except ModelError as error:
+        if error.code != "E-MODEL-108":
+            raise
+    return load_config(directory).max_position_embeddings
