@@ -42,6 +42,7 @@ from lorakeet.reports.check_page import write_check_page
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
+from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.reporting import encoding_progress
 from lorakeet.training.run import forecast_config, train_run
@@ -232,7 +233,9 @@ def check(
         result, prepared = check_rows(config, num_examples=num_examples, row=row, on_progress=on_progress)
     if calibrate:
         try:
-            result.report.cost = predict(config, prepared).to_dict()
+            forecast = predict(config, prepared)
+            result.report.cost = forecast.to_dict()
+            result.report.warnings = doubts(config.training_config, forecast.steps, prepared)
         except ModelError as error:
             if error.code != "E-MODEL-108":  # a model that cannot train; one without weights yet may still be checked
                 raise

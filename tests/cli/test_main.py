@@ -137,10 +137,14 @@ def test_check_predicts_time_and_memory_of_the_configuration_it_is_given(tmp_pat
     arguments = ["--set", "training_config.per_device_train_batch_size=4", "--json"]
     assert main.run(["check", "--config", str(config), *arguments]) == 0
     cost = json.loads(capsys.readouterr().out.splitlines()[-1])["cost"]
-    assert cost["training_seconds"] > 0
-    assert cost["seconds_per_epoch"] >= cost["training_seconds"]
+    assert cost["train_seconds"] > 0
+    assert cost["seconds"] > cost["train_seconds"]
+    assert cost["steps"] == 3 * 6  # 23 rows in fours, three epochs
     assert cost["peak_memory_bytes"] > 10**8
     assert main.run(["check", str(tiny_model_directory), str(data), "--no-calibrate", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["cost"] is None
-    assert main.run(["check", str(tiny_model_directory), str(data), "--examples", "0"]) == 0
-    assert "training on this machine, measured on two steps: " in capsys.readouterr().out
+    assert main.run(["check", str(tiny_model_directory), str(data), "--examples", "0", "--max-steps", "1", "--lr", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "this run on this machine, predicted from two steps: 1 steps in " in out
+    assert "warning: The warm-up covers the whole run (steps: 1), so nothing is trained" in out
+    assert "warning: The learning rate 3 is far above what trains adapters" in out

@@ -67,8 +67,8 @@ def write_run(directory, *, num_steps=200, num_rows=60, num_epochs=3, text="4", 
             for row in range(num_rows)
         ],
     )
-    predicted = {"training_seconds": 61.0, "evaluation_seconds": 2.0, "peak_memory_bytes": 2_400_000_000}
-    measured = {"training_seconds": 60.0, "peak_memory_bytes": 2_500_200_000}
+    predicted = {"train_seconds": 61.0, "eval_seconds": 2.0, "peak_memory_bytes": 2_400_000_000}
+    measured = {"train_seconds": 60.0, "peak_memory_bytes": 2_500_200_000}
     (directory / "prediction.json").write_text(json.dumps({"predicted": predicted, "measured": measured}))
     return directory
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 
 import pytest
 import torch
@@ -43,11 +42,33 @@ def test_a_prediction_changes_nothing_that_is_learned(make_model, examples):
 def test_every_kind_of_run_is_predicted(make_model, examples, values):
     predicted = predict(Trainer(make_model(), settings(**values), examples, examples[:4]))
     tokens = sum(len(row.input_ids) for row in examples)
-    assert predicted.tokens_per_second == pytest.approx(tokens / predicted.training_seconds)
-    assert 0 < predicted.evaluation_seconds < predicted.training_seconds
-    assert predicted.seconds_per_epoch == predicted.training_seconds + predicted.evaluation_seconds
+    assert predicted.tokens_per_second == pytest.approx(3 * tokens / predicted.train_seconds)
+    assert 0 < predicted.eval_seconds < predicted.train_seconds
+    assert predicted.seconds == predicted.train_seconds + predicted.eval_seconds
     assert predicted.peak_memory_bytes >= 0.9 * peak_memory_bytes()
-    assert predict(Trainer(make_model(), settings(eval_strategy="no"), examples[:1])).evaluation_seconds == 0
+    assert predict(Trainer(make_model(), settings(eval_strategy="no"), examples[:1])).eval_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "passes", "evaluations"),
+    [
+        ({"num_train_epochs": 2}, 6, 1 + 2),  # 24 rows in eights
+        ({"num_train_epochs": 0.34}, 2, 1 + 1),
+        ({"max_steps": 2}, 2, 1 + 1),
+        ({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 4}, 10, 1 + 3),
+        ({"max_steps": 6, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 12, 1 + 2),
+        ({"max_steps": 10, "eval_strategy": "no"}, 10, 0),
+    ],
+)
+def test_the_run_that_was_asked_for_is_predicted(make_model, examples, monkeypatch, values, passes, evaluations):
+    """A second a pass: then the training takes as many seconds as it has passes."""
+    monkeypatch.setattr(forecasts, "_seconds", lambda size, small, large: 1.0)
+    rows = [examples[0]] * len(examples)
+    predicted = predict(Trainer(make_model(), settings(**values), rows, rows[:12]))
+    assert predicted.steps == passes // values.get("gradient_accumulation_steps", 1)
+    assert predicted.train_seconds == pytest.approx(passes)
+    tokens_of_a_pass = values.get("per_device_train_batch_size", 8)
+    assert predicted.eval_seconds == pytest.approx(evaluations * forecasts.EVALUATED_SHARE * 12 / tokens_of_a_pass)
 
 
 def test_shared_beginnings_count_once_and_long_documents_more_than_short_ones(make_model, examples):
@@ -108,13 +129,10 @@ def test_a_run_keeps_predicted_beside_measured(make_model, examples, tmp_path, m
         trainer.run(Reporters())
         compare_forecast(tmp_path, trainer, predicted)
     found = json.loads((tmp_path / "prediction.json").read_text())
-    assert found["predicted"]["training_seconds"] > 0
-    assert found["measured"]["training_seconds"] == pytest.approx(trainer.train_seconds / 2)
+    assert found["predicted"]["steps"] == trainer.total_steps
+    assert found["measured"]["train_seconds"] == pytest.approx(trainer.train_seconds)
     assert found["measured"]["peak_memory_bytes"] == peak_memory_bytes()
-    assert math.isclose(
-        found["predicted"]["seconds_per_epoch"],
-        found["predicted"]["training_seconds"] + found["predicted"]["evaluation_seconds"],
-    )
+    assert found["predicted"]["seconds"] == found["predicted"]["train_seconds"] + found["predicted"]["eval_seconds"]
     assert caplog.messages[0].startswith("Predicted: ")
     assert "Measured: " in caplog.messages[-1]
 
@@ -128,3 +146,6 @@ def test_a_resumed_run_keeps_the_prediction_it_began_with_and_a_short_run_has_no
     (tmp_path / "prediction.json").write_text(json.dumps({"predicted": predicted.to_dict()}))
     trainer.step = 4
     assert forecast_run(tmp_path, trainer) == predicted
+    of_an_older_version = {"training_seconds": 60.0, "peak_memory_bytes": 1}
+    (tmp_path / "prediction.json").write_text(json.dumps({"predicted": of_an_older_version}))
+    assert forecast_run(tmp_path, trainer) is None

@@ -99,11 +99,13 @@ def test_the_console_shows_what_was_written_as_it_is(capsys):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_steps": 1}, "warm-up of 1 steps covers all 1"),
+        ({"max_steps": 1}, "The warm-up covers the whole run (steps: 1), so nothing is trained"),
+        ({"max_steps": 2, "warmup_steps": 4}, "The warm-up covers the whole run (steps: 2), so hardly anything is trained"),
+        ({"learning_rate": 1e-9, "max_steps": 2, "warmup_steps": 1}, "far below what trains adapters"),
         ({"learning_rate": 3.0, "max_steps": 2, "warmup_steps": 1}, "far above what trains adapters"),
     ],
 )
 def test_a_run_that_cannot_learn_says_so_before_it_starts(train, caplog, settings, said):
-    run = train(f"doubtful-{len(said)}", eval_strategy="no", **settings)
+    run = train(f"doubtful-{abs(hash(said))}", eval_strategy="no", **settings)
     assert said in caplog.text
     assert said in (run.directory / "train.log").read_text()

@@ -67,8 +67,10 @@ class CheckReport(Findings):
     conflicts: list[list[str]] = field(default_factory=list)
     """The first groups of rows that share a prompt and not the answer."""
     cost: dict[str, float] | None = None
-    """What a run is predicted to take, filled in by whoever can run the model: seconds_per_epoch and its
-    parts, tokens_per_second, peak_memory_bytes."""
+    """What the run is predicted to take, filled in by whoever can run the model: steps, seconds and their parts
+    train_seconds and eval_seconds, tokens_per_second, peak_memory_bytes."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes it likely that the run trains nothing, filled in by the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""

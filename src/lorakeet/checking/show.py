@@ -101,11 +101,12 @@ def report_lines(report: CheckReport) -> list[str]:
     lines.append("longest: " + ", ".join(f"{place} ({length:,})" for place, length in report.longest_rows))
     lines.append("shortest: " + ", ".join(f"{place} ({length:,})" for place, length in report.shortest_rows))
     if report.cost is not None:
-        minutes, memory = report.cost["seconds_per_epoch"] / 60, report.cost["peak_memory_bytes"] / 1e9
+        minutes, memory = report.cost["seconds"] / 60, report.cost["peak_memory_bytes"] / 1e9
         lines.append(
-            f"training on this machine, measured on two steps: {minutes:,.1f} minutes an epoch "
+            f"this run on this machine, predicted from two steps: {report.cost['steps']:,} steps in {minutes:,.1f} minutes "
             f"({report.cost['tokens_per_second']:,.0f} tokens/s), {memory:.2f} GB at the peak"
         )
+    lines += [f"warning: {warning}" for warning in report.warnings]
     return lines
 
 

@@ -27,15 +27,17 @@ def command(
     truncation: flags.Truncation = None,
     epochs: flags.Epochs = None,
     max_steps: flags.MaxSteps = None,
+    lr: flags.LearningRate = None,
     r: flags.Rank = None,
     load_in_4bit: flags.LoadIn4bit = None,
     load_in_8bit: flags.LoadIn8bit = None,
     batch_size: flags.BatchSize = None,
+    seed: flags.Seed = None,
     examples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     row: Annotated[str | None, typer.Option(metavar="LINE", help="Show the row at this line instead.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Load the model and predict time and memory of training, from two steps.")
+        bool, typer.Option(help="Load the model and predict time and memory of this run, from two steps.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:

@@ -29,6 +29,8 @@ Truncation = Annotated[str | None, typer.Option(help="error, drop or truncate-le
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Conversations in a step.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed: adapters, order of rows, dropout.")]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.")]
 LoadIn4bit = Annotated[bool | None, typer.Option("--load-in-4bit", help="Load the base model in 4-bit (QLoRA).")]
 LoadIn8bit = Annotated[bool | None, typer.Option("--load-in-8bit", help="Load the base model in 8-bit.")]

@@ -139,7 +139,7 @@ def _outcome(run: ReportedRun) -> dict[str, float | None]:
 def _forecast(run: ReportedRun) -> list[tuple[str, str, float, float | None]]:
     """Return (what, how to write it, predicted, measured or None)."""
     predicted, measured = run.prediction.get("predicted", {}), run.prediction.get("measured", {})
-    kinds = [("training time of an epoch", "duration", "training_seconds"), ("peak memory", "bytes", "peak_memory_bytes")]
+    kinds = [("training time", "duration", "train_seconds"), ("peak memory", "bytes", "peak_memory_bytes")]
     return [(what, unit, predicted[key], measured.get(key)) for what, unit, key in kinds if key in predicted]
 
 

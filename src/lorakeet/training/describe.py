@@ -5,15 +5,15 @@ data in: the configuration, the Trainer, its data → out: a sentence for the pe
 
 import torch
 
-from lorakeet.config import RunConfig
+from lorakeet.config import RunConfig, TrainingConfig
 from lorakeet.data.pack import packing_stats
 from lorakeet.data.prepare import PreparedData
 from lorakeet.quant.layers import num_weights
 from lorakeet.training.loop import Trainer
-from lorakeet.training.schedule import warmup_steps
+from lorakeet.training.schedule import learning_rate, warmup_steps
 
-MOST_RATE = 0.1
-"""Learning rates above this one have never trained an adapter."""
+LEAST_RATE, MOST_RATE = 1e-6, 0.1
+"""Learning rates below and above these have never trained an adapter."""
 
 
 def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
@@ -38,20 +38,22 @@ def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
     )
 
 
-def doubts(config: RunConfig, trainer: Trainer, data: PreparedData) -> list[str]:
+def doubts(settings: TrainingConfig, num_steps: int, data: PreparedData) -> list[str]:
     """List what makes it likely that the run trains nothing, or that nobody will see what it has trained."""
-    settings, total = trainer.config, trainer.total_steps
     found = []
-    warmup = 0 if settings.lr_scheduler_type == "constant" else warmup_steps(settings, total)
-    if warmup >= total:
+    warmup = 0 if settings.lr_scheduler_type == "constant" else warmup_steps(settings, num_steps)
+    if warmup >= num_steps:
+        most = max(learning_rate(step, num_steps, settings) for step in range(num_steps))
+        trained = "hardly anything" if most else "nothing"
         found.append(
-            f"The warm-up of {warmup} steps covers all {total}, so hardly anything is trained: take more steps, or set "
+            f"The warm-up covers the whole run (steps: {num_steps}), so {trained} is trained: take more steps, or set "
             "warmup_steps to 0 and warmup_ratio to 0."
         )
-    if settings.learning_rate > MOST_RATE:
+    if not LEAST_RATE <= settings.learning_rate <= MOST_RATE:
+        is_high = settings.learning_rate > MOST_RATE
         found.append(
-            f"The learning rate {settings.learning_rate:g} is far above what trains adapters (1e-5 to 1e-2): expect a loss "
-            "that rises. Try --lr 2e-4."
+            f"The learning rate {settings.learning_rate:g} is far {'above' if is_high else 'below'} what trains adapters (1e-5 "
+            f"to 1e-2): expect a loss that {'rises' if is_high else 'does not fall'}. Try --lr 2e-4."
         )
     if settings.eval_strategy != "no" and not data.held_out:
         found.append("No row is held out, so nothing shows whether the run gets better: name --eval-data, or give more rows.")

@@ -1,4 +1,4 @@
-"""What a run will take on this machine, before it begins: time of an epoch, peak memory; and what it took, beside it.
+"""What a run will take on this machine, before it begins: time of all its steps, peak memory; and what it took, beside it.
 
 data in: a Trainer that has not begun → out: Forecast. The order of the rows is known in advance, so every step's
 tokens are; two calibration steps of different size, the loop's own but without an update, tell what a step costs.
@@ -52,22 +52,24 @@ EVALUATED_SHARE = 0.45
 class Forecast:
     """What a run is expected to take."""
 
-    training_seconds: float
-    """Training steps of one epoch."""
-    evaluation_seconds: float
-    """The evaluations within one epoch."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    train_seconds: float
+    """What they take, without loading, compiling and saving."""
+    eval_seconds: float
+    """All evaluations of the run."""
     tokens_per_second: float
     """Of training alone."""
     peak_memory_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as plain JSON values."""
-        return asdict(self) | {"seconds_per_epoch": self.seconds_per_epoch}
+        return asdict(self) | {"seconds": self.seconds}
 
     @property
-    def seconds_per_epoch(self) -> float:
-        """Training and evaluation, without loading, compiling and saving."""
-        return self.training_seconds + self.evaluation_seconds
+    def seconds(self) -> float:
+        """Training and evaluation."""
+        return self.train_seconds + self.eval_seconds
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class _Measured:
 def forecast(trainer: Trainer) -> Forecast:
     """Calibrate with two steps and predict the run."""
     model, config = trainer.model, trainer.config
-    passes = sorted(_passes(trainer, trainer.steps_per_epoch), key=_num_tokens)
+    # An epoch stands for all; a run may be shorter than one.
+    looked_at = min(trainer.steps_per_epoch, trainer.total_steps)
+    passes = sorted(_passes(trainer, looked_at), key=_num_tokens)
     largest = heapq.nlargest(4, _passes(trainer, trainer.total_steps), key=_num_tokens)
     model.train()
     is_noisy = bool(config.neftune_noise_alpha)
@@ -99,8 +103,7 @@ def forecast(trainer: Trainer) -> Forecast:
     # Evenly over the sorted passes.
     sampled = [_size(model, passes[i], is_noisy) for i in {i * (len(passes) - 1) // SAMPLED for i in range(SAMPLED + 1)}]
     train_s = len(passes) * statistics.fmean(_seconds(size, small, large) for size in sampled)
-    evaluation_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
-    evaluations = {"no": 0.0, "epoch": 1.0, "steps": trainer.steps_per_epoch / config.eval_steps}[config.eval_strategy]
+    eval_s = EVALUATED_SHARE * train_s / tokens * _num_tokens(trainer.held_out_examples)
     peak = max(_peak_bytes(_size(model, part, is_noisy), small, large) for part in largest)
     peak += _optimizer_bytes_to_come(trainer)
     if model.lm_head.weight.device.type == "cpu":
@@ -108,12 +111,20 @@ def forecast(trainer: Trainer) -> Forecast:
         peak += product_bytes_to_come(model.lm_head.weight.dtype, num_sizes, num_met=2)
         _warn_of_shortage(int(peak))
     return Forecast(
-        training_seconds=train_s,
-        evaluation_seconds=evaluations * evaluation_s,
+        steps=trainer.total_steps,
+        train_seconds=trainer.total_steps / looked_at * train_s,
+        eval_seconds=_num_evaluations(trainer) * eval_s,
         tokens_per_second=tokens / train_s,
         # Loading and compiling have had their own peaks by now.
         peak_memory_bytes=int(max(peak_memory_bytes(), peak)),
     )
+
+
+def _num_evaluations(trainer: Trainer) -> int:
+    """Count the evaluations of the run: before the first step, as often as it is configured, and after the last one."""
+    settings = trainer.config
+    every = {"no": None, "epoch": trainer.steps_per_epoch, "steps": settings.eval_steps}[settings.eval_strategy]
+    return 0 if every is None else 1 + math.ceil(trainer.total_steps / every)
 
 
 def forecast_run(run_directory: Path, trainer: Trainer) -> Forecast | None:
@@ -123,24 +134,25 @@ def forecast_run(run_directory: Path, trainer: Trainer) -> Forecast | None:
     if trainer.step == 0 and trainer.total_steps >= LEAST_STEPS:
         predicted = forecast(trainer)
         _write(run_directory, {"predicted": predicted.to_dict()})
-        logger.info("Predicted: %s.", _text(predicted.training_seconds, predicted.peak_memory_bytes))
+        logger.info("Predicted: %s.", _text(predicted.train_seconds, predicted.peak_memory_bytes))
         return predicted
     file = run_directory / FILE
     if trainer.step == 0 or not file.is_file():
         return None
     kept = json.loads(file.read_text(encoding="utf-8"))["predicted"]
-    return Forecast(**{name: kept[name] for name in Forecast.__dataclass_fields__})
+    fields = Forecast.__dataclass_fields__
+    return Forecast(**{name: kept[name] for name in fields}) if kept.keys() >= fields.keys() else None
 
 
 def compare_forecast(run_directory: Path, trainer: Trainer, predicted: Forecast | None) -> None:
-    """Log and keep what the steps of this process took, as an epoch of them, beside the forecast."""
+    """Log and keep what the steps of this process took, as the whole run of them, beside the forecast."""
     steps = trainer.step - trainer.first_step
     if predicted is None or steps == 0:
         return
-    seconds, memory = trainer.train_seconds / steps * trainer.steps_per_epoch, peak_memory_bytes()
-    measured = {"training_seconds": seconds, "peak_memory_bytes": memory}
+    seconds, memory = trainer.train_seconds / steps * trainer.total_steps, peak_memory_bytes()
+    measured = {"train_seconds": seconds, "peak_memory_bytes": memory}
     _write(run_directory, {"predicted": predicted.to_dict(), "measured": measured})
-    expected = _text(predicted.training_seconds, predicted.peak_memory_bytes)
+    expected = _text(predicted.train_seconds, predicted.peak_memory_bytes)
     logger.info("Predicted: %s. Measured: %s.", expected, _text(seconds, memory))
 
 
@@ -150,7 +162,7 @@ def _write(run_directory: Path, content: dict[str, Any]) -> None:
 
 
 def _text(seconds: float, memory: int) -> str:
-    return f"{seconds:,.0f} s of training an epoch, {memory / 1e9:.2f} GB at the peak"
+    return f"{seconds:,.0f} s of training, {memory / 1e9:.2f} GB at the peak"
 
 
 def _warn_of_shortage(peak: int) -> None:

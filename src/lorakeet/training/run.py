@@ -128,7 +128,7 @@ def _train(
     if trainer.is_done:
         logger.info("The run is finished: step %d of %d.", trainer.step, trainer.total_steps)
     logger.info(describe(config, trainer, data))
-    for doubt in doubts(config, trainer, data):
+    for doubt in doubts(config.training_config, trainer.total_steps, data):
         logger.warning(doubt)
     with stop.droppable():
         predicted = forecast_run(directory, trainer)
