@@ -21,7 +21,7 @@ from lorakeet.data.prepare import PreparedData, read_held_out, read_rows, traine
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import load_tokenizer
 from lorakeet.demo_task.outcome import DemoOutcome, score_demo
-from lorakeet.demo_task.recipe import PEFT_RECIPE, RECIPE
+from lorakeet.demo_task.recipe import MODEL, PEFT_RECIPE, RECIPE
 from lorakeet.errors import MissingExtraError, ModelError
 from lorakeet.evaluation.compare import Comparison, Evaluation, Progress
 from lorakeet.evaluation.metrics import DEFAULT as DEFAULT_METRICS
@@ -39,6 +39,7 @@ from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.models.config_file import load_config
 from lorakeet.reports.check_page import write_check_page
+from lorakeet.reports.page import duration
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
@@ -343,10 +344,13 @@ def report(runs: Sequence[str | Path] = (), output: str | Path | None = None) ->
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:
     """Train the demo's model on the demo's task, scoring held-out requests before and after."""
-    say("Task: turn a spoken request into one JSON tool call. Scoring the base model on held-out requests.")
-    before = score_demo(chat_models.load("demo"))
-    say(f"Score before training: {before.score:.1%} exact. Training starts.")
+    say(f"{MODEL} Task: turn a spoken request into one JSON tool call.")
     settings = RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})
-    run = train("demo", "demo", training_config=settings, peft_config=PEFT_RECIPE)
+    config = run_config("demo", "demo", settings, PEFT_RECIPE)
+    forecast = predict(config)
+    say(f"Training will take about {duration(forecast.seconds)} here ({forecast.steps} steps). Scoring the model before it.")
+    before = score_demo(chat_models.load("demo"))
+    say(f"Score before training: {before.score:.1%} of {len(before.answers)} held-out requests exact. Training starts.")
+    run = train(config=config)
     say("Scoring the trained model on the same requests.")
     return DemoOutcome(run, before, score_demo(run.load()))

@@ -13,7 +13,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory; a new one by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object at the end.")] = False,
 ) -> None:
-    """Teach a small model a task it cannot do, in minutes, on this machine.
+    """Teach a small model, SmolLM2-135M in Phi-3's layout, a task it cannot do, in minutes, on this machine.
 
     Example: lorakeet demo
     """
@@ -21,7 +21,7 @@ def command(
     from rich.text import Text
 
     from lorakeet import api
-    from lorakeet.demo_task.outcome import DEMO_METRIC
+    from lorakeet.demo_task.outcome import DEMO_METRIC, verdict
 
     progress = Console(stderr=True)
     outcome = api.demo(output, say=lambda text: progress.print(text, highlight=False, soft_wrap=True))
@@ -32,7 +32,8 @@ def command(
         out.print(Text("request   ", style="bold") + Text(before.prompt))
         out.print(Text("before    ") + Text(shown if len(shown) <= 100 else shown[:97] + "...", style="dim"))
         out.print(Text("after     ") + Text(after.text, style=colour))
-        out.print(Text("expected  ") + Text(after.reference) + "\n")
+        out.print(Text("expected  ") + Text(after.reference))
+        out.print(Text("which is  ") + Text(verdict(before, after), style=colour) + "\n")
     out.print(
         f"Score on held-out requests: {outcome.before.score:.1%} before, {outcome.after.score:.1%} after training.\n\n"
         f"Talk to it:       lorakeet chat {outcome.run.directory}\n"

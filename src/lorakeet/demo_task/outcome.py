@@ -50,8 +50,16 @@ class DemoOutcome:
             zip(self.before.answers, self.after.answers, strict=True),
             key=lambda pair: pair[0].scores[DEMO_METRIC] - pair[1].scores[DEMO_METRIC],
         )
-        last = max(1, count - 1)
-        return [pairs[i * (len(pairs) - 1) // last] for i in range(min(count, len(pairs)))]
+        count = min(count, len(pairs))
+        return [pairs[i * (len(pairs) - 1) // max(1, count - 1)] for i in range(count)]
+
+
+def verdict(before: Answer, after: Answer) -> str:
+    """Say whether the answer after training is right, and whether the one before was."""
+    was_right, is_right = before.scores[DEMO_METRIC] == 1, after.scores[DEMO_METRIC] == 1
+    if is_right:
+        return "right, as before" if was_right else "right now"
+    return "wrong now" if was_right else "still wrong"
 
 
 def score_demo(chat_model: ChatModel) -> DemoAnswers:

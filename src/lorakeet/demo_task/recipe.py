@@ -14,6 +14,9 @@ YEAR = 2026
 SYSTEM = f"Reply with one JSON tool call. The year is {YEAR}."
 """The system prompt of every row."""
 
+MODEL = "The demo trains SmolLM2-135M-Instruct in the layout of Phi-3, a small model that is installed with the demo."
+"""Which model it is, for those who expect Phi-3 itself."""
+
 MAX_NEW_TOKENS = 64
 """More than the longest answer of the held-out rows needs, so that a right answer is never cut off."""
 

@@ -1,0 +1,53 @@
+"""What `lorakeet demo` says: which model it trains, for how long, and which of the answers it shows are still wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from lorakeet import api
+from lorakeet.cli import main
+from lorakeet.demo_task.outcome import DEMO_METRIC, DemoAnswers, DemoOutcome
+from lorakeet.evaluation.generation import Answer
+from lorakeet.rundir.record import RunRecord
+from lorakeet.training.forecast import Forecast
+
+RUN = RunRecord(Path(__file__).parents[1] / "stored" / "run")
+
+
+def answers(*texts):
+    return DemoAnswers(
+        [
+            Answer(f"demo:{i}", f"request {i}", "{}", text, "stop", {DEMO_METRIC: float(text == "{}")})
+            for i, text in enumerate(texts)
+        ]
+    )
+
+
+def test_each_answer_that_is_shown_is_called_right_or_wrong(monkeypatch, capsys):
+    outcome = DemoOutcome(RUN, answers("Hello!", "{}", "{}", "Hi!"), answers("{}", "{}", "[]", "{1}"))
+    monkeypatch.setattr(api, "demo", lambda output, say: outcome)
+    assert main.run(["demo"]) == 0
+    out = capsys.readouterr().out
+    shown = [block for block in out.split("\n\n") if block.startswith("request")]
+    verdicts = {block.splitlines()[0].split()[-1]: block.splitlines()[-1] for block in shown}
+    assert verdicts == {
+        "0": "which is  right now",
+        "1": "which is  right, as before",
+        "2": "which is  wrong now",
+        "3": "which is  still wrong",
+    }
+    assert "Score on held-out requests: 50.0% before, 50.0% after training." in out
+
+
+def test_the_model_and_the_time_are_said_before_anything_is_trained(monkeypatch):
+    said = []
+
+    def stop(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "predict", lambda config: Forecast(283, 250.0, 0.0, 500.0, 10**9))
+    monkeypatch.setattr(api.chat_models, "load", stop)
+    with pytest.raises(KeyboardInterrupt):
+        api.demo(say=said.append)
+    assert "SmolLM2-135M-Instruct in the layout of Phi-3" in said[0]
+    assert said[1].startswith("Training will take about 4 min 10 s here (283 steps).")
