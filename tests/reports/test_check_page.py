@@ -1,13 +1,15 @@
 """The page of a check: what was checked and when, readable everywhere, and nothing a row says becomes code."""
 
 import json
+import time
+from dataclasses import replace
 
 import pytest
 
 from lorakeet.checking.check import check_rows
 from lorakeet.config import resolve_config
 from lorakeet.errors import ConfigError
-from lorakeet.reports.check_page import write_check_page
+from lorakeet.reports.check_page import check_html, write_check_page
 from tests.cli.conftest import tiny_model_directory  # noqa: F401
 from tests.reports.browser import SCHEMES, WIDTHS, looks_right, shown
 
@@ -38,6 +40,18 @@ def test_the_page_is_readable_everywhere(browser, result, tmp_path, width, schem
         assert HOSTILE.split("\u202e")[0] in text
         assert "a.jsonl:1" in text
         assert page.locator("img, textarea").count() == 0
+
+
+def test_the_page_says_what_was_checked_when_and_by_which_command_and_what_the_run_will_take(result, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/lorakeet", "check", "demo", "my rows.jsonl"])
+    cost = {"steps": 60, "seconds": 250.0, "tokens_per_second": 512.0, "peak_memory_bytes": 2.1e9}
+    page = check_html(replace(result, report=replace(result.report, cost=cost, warnings=["The learning rate 3 is far above"])))
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert f"Checked for {result.config.model} on {time.strftime('%Y-%m-%d ')}" in page
+    assert "lorakeet check demo &#39;my rows.jsonl&#39;" in page
+    assert "4 min 10 s" in page
+    assert "60 steps, 512 tokens/s" in page
+    assert "warning: The learning rate 3 is far above" in page
 
 
 def test_a_page_that_cannot_be_written_is_an_error(result, tmp_path):
