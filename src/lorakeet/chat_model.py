@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lorakeet import dist
+from lorakeet import dist, progress
 from lorakeet.config import QuantizationConfig
 from lorakeet.data.templates.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
@@ -73,6 +73,7 @@ def load(
     if quantization.is_on and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError.of("bitsandbytes", "qlora", "a base model in 4 or 8 bits")
     keep_few_products()
+    progress.report(f"loading {name}")
     device = dist.device()
     with dist.one_of_each_machine_first():
         directory = registry.resolve(name)

@@ -19,6 +19,8 @@ The number in a code never changes its meaning. The command line prints `str(err
 import os
 import re
 
+from lorakeet.formatting import COMMAND
+
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _SHORTEST_SECRET = 8
@@ -44,13 +46,17 @@ class LorakeetError(ValueError):
 
     def __str__(self) -> str:
         head = " ".join(part for part in (self.code, self.place, self.message) if part)
-        end = "" if self.fix.endswith(("?", "!")) else "."
-        text = f"{head}. {self.fix}{end}" if self.fix else f"{head}."
+        text = " ".join(_ended(part) for part in (head, self.fix) if part)
         # Names and values quoted from files may hold line breaks; an error is always one line.
         return redact(" ".join(text.split()))
 
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), self.code, self.message, self.place, self.fix)
+
+
+def _ended(sentence: str) -> str:
+    """End a sentence with one mark; with none behind a command, which is copied as it stands."""
+    return sentence if sentence.endswith(("?", "!", ".")) or COMMAND.search(sentence) else f"{sentence}."
 
 
 def _rebuild(kind: type[LorakeetError], code: str, message: str, place: str, fix: str) -> LorakeetError:

@@ -34,7 +34,7 @@ def test_base_origin_and_untrained_layers_are_named(base, adapter, tmp_path, cap
     assert run(["inspect", str(directory)]) == 0
     said = capsys.readouterr().out
     assert "some/base" in said
-    assert "1 layers have an update of zero: model.layers.1.self_attn.o_proj" in said
+    assert "1 layer with an update of zero: model.layers.1.self_attn.o_proj" in said
     assert run(["inspect", str(directory), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ranks"] == {"4": 2}
 

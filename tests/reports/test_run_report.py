@@ -22,7 +22,7 @@ def test_a_report_tells_the_numbers_of_its_run(run_directory):
     text = write_report(run_directory).read_text(encoding="utf-8")
     assert "0.5135" in text, "held-out loss after training"
     assert "before: 2.5000" in text
-    assert "2.50 GB" in text
+    assert "2.5 GB" in text
     assert "61" in text
     assert "1 min 1 s" in text, "predicted"
     assert "1 min 0 s" in text, "measured"

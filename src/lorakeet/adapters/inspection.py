@@ -11,6 +11,7 @@ from typing import Any
 from lorakeet.adapters.adapter_file import AdapterFile, read_adapter
 from lorakeet.adapters.consumers import accepted_by
 from lorakeet.files.hashing import file_sha256
+from lorakeet.formatting import count
 from lorakeet.lora.adapter import WEIGHTS_FILE
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -91,7 +92,7 @@ def describe(found: Inspection) -> list[str]:
     lines += [f"{key:<11} {value}" for key, value in found.provenance.items()]
     lines += ["", "Norm of each update:", *norm_table(found.norms)]
     if found.untrained:
-        lines.append(f"{len(found.untrained)} layers have an update of zero: {', '.join(found.untrained[:3])}")
+        lines.append(f"{count(len(found.untrained), 'layer')} with an update of zero: {', '.join(found.untrained[:3])}")
     return [*lines, "", *(f"{name:<13} {text}" for name, text in found.accepted_by.items())]
 
 
@@ -126,4 +127,4 @@ def _counted(values: Any) -> dict[Any, int]:
 def _counts(counts: dict[Any, int]) -> str:
     if len(counts) == 1:
         return f"{next(iter(counts)):g}"
-    return ", ".join(f"{value:g} in {count} layers" for value, count in counts.items())
+    return ", ".join(f"{value:g} in {count(number, 'layer')}" for value, number in counts.items())

@@ -10,22 +10,22 @@ import typer
 
 def command(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN or MODEL]", help="Run directory or model; the newest run by default.")
+        str | None, typer.Argument(metavar="RUN or MODEL", help="Run directory or model. Default: the newest finished run.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; - reads it from standard input.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt; that of the run by default.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling: keep the most likely tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 for all.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="Answer this question and exit; - reads it from standard input.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt. Default: the run's.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 for greedy decoding.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens up to this total probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many most likely tokens; 0 for all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
-    """Talk to a tuned model (or any other), with /help for the commands; --prompt gives one answer.
+    """Chat with a run or any other model; --prompt prints one answer.
 
     Example: lorakeet chat runs/mine --prompt "What is LoRA?"
     """
-    from lorakeet import api
+    from lorakeet import api, progress
     from lorakeet.errors import ConfigError
     from lorakeet.infer.chat_commands import run_chat
     from lorakeet.infer.sampling import Sampling
@@ -33,8 +33,10 @@ def command(
     sampling = Sampling(temperature, top_p, top_k, seed)
     if as_json and prompt is None:
         raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
-    session = api.chat(run, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    with progress.shown():
+        session = api.chat(run, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
     if prompt is None:
+        _note(f"Talking to {run or api.open_run(finished=True).directory}. /help lists the commands, /exit leaves.")
         run_chat(session, _reader(), _write, _note)
         return
     prompt = sys.stdin.read() if prompt == "-" else prompt
@@ -81,4 +83,6 @@ def _write(text: str) -> None:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    from lorakeet import progress
+
+    progress.say(text)

@@ -9,13 +9,11 @@ import typer
 
 
 def command(
-    adapters: Annotated[list[Path], typer.Argument(help="Runs or adapter directories of one base model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist or be empty.")],
-    weights: Annotated[
-        str | None, typer.Option(help="A number for each adapter, as 0.7,0.3; every one counts fully by default.")
-    ] = None,
+    adapters: Annotated[list[Path], typer.Argument(help="Runs or adapter directories over the same base model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; must be new or empty.")],
+    weights: Annotated[str | None, typer.Option(help="A weight for each adapter, such as 0.7,0.3. Default: 1 each.")] = None,
     r: Annotated[
-        int | None, typer.Option("--r", help="Rank of the result. Without it the ranks add up and the sum is exact.")
+        int | None, typer.Option("--r", help="Rank of the result. Default: the sum of the ranks, which is exact.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -24,12 +22,13 @@ def command(
     Example: lorakeet combine runs/style runs/facts --weights 0.5,1 -o both
     """
     from lorakeet.adapters.combine import combine, parse_weights
+    from lorakeet.formatting import count
 
     made = combine(adapters, output, weights=parse_weights(weights), r=r)
     if as_json:
         print(json.dumps(dataclasses.asdict(made), default=str))
         return
-    print(f"{made.num_layers} layers of rank {made.r}, {made.num_parameters:,} parameters: {made.directory}")
+    print(f"{count(made.num_layers, 'layer')} of rank {made.r}, {made.num_parameters:,} parameters: {made.directory}")
     if r is None:
         print("The sum is exact: the pairs lie side by side.")
     else:

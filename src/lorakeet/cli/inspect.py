@@ -9,10 +9,10 @@ import typer
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="Run or adapter directory, of any tool that writes PEFT's format.")],
+    path: Annotated[Path, typer.Argument(help="Run, or adapter directory in PEFT's format.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Show rank, layers, size, base and norms of an adapter, where it comes from, and which programs will take it.
+    """Show an adapter's rank, layers, size, base and origin, and which programs can load it.
 
     Example: lorakeet inspect runs/mine
     """

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from lorakeet import dist
+from lorakeet import dist, progress
 from lorakeet.cli import (
     chat,
     check,
@@ -30,6 +30,7 @@ from lorakeet.cli import (
     serve,
     train,
 )
+from lorakeet.cli.help import Command, Group, group_of
 from lorakeet.errors import LorakeetError, redact
 from lorakeet.rundir.log import LogFormatter
 from lorakeet.version import __version__
@@ -41,24 +42,25 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="lorakeet",
+    cls=Group,
     help="Fine-tune Phi-3-family chat models with LoRA, and know that it is right.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 
 @app.callback(invoke_without_command=True)
-def whole(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def whole(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Fine-tune Phi-3-family chat models with LoRA, and know that it is right."""
     if version:
         print(f"lorakeet {__version__}")
         raise typer.Exit
 
 
-for module in (train, check, evaluate, chat, serve, merge, export, push, inspect, combine, extract, report, doctor, demo):
-    app.command(module.__name__.rsplit(".", 1)[1])(module.command)
+for module in (demo, doctor, train, check, evaluate, report, chat, serve, merge, export, push, inspect, combine, extract):
+    name = module.__name__.rsplit(".", 1)[1]
+    app.command(name, cls=Command, rich_help_panel=group_of(name))(module.command)
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def let_idle_threads_sleep(environment: MutableMapping[str, str]) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status."""
-    handler = logging.StreamHandler()  # to stderr
+    handler = progress.LogHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("lorakeet").setLevel(logging.INFO)
@@ -93,13 +95,13 @@ def run(arguments: list[str]) -> int:
                 raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except LorakeetError as error:
-        print(error, file=sys.stderr)
+        progress.say(str(error))
         return 2
     except UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted.", file=sys.stderr)
+        progress.say("Interrupted.")
         return _INTERRUPTED
     except typer.Exit as ending:
         return ending.exit_code

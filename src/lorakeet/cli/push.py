@@ -12,15 +12,17 @@ def command(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.")],
     merged: Annotated[bool, typer.Option("--merged", help="Push the merged model instead of the adapter.")] = False,
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Add a commit to a repository that holds files.")] = False,
-    base_model: Annotated[str | None, typer.Option(help="Hub id of the base, if it was a directory here.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder and push nothing.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where a dry run writes: RUN/push.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Push what fails the parity gate.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add a commit to a repository that already holds files.")] = False,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the base model, if it was a local directory.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the files locally and push nothing.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where --dry-run writes. Default: RUN/push.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Push even if the proof fails.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Push RUN's adapter to the hub, with a model card, proven first; the token is HF_TOKEN's or that of the login.
+    """Push RUN's adapter to the Hugging Face hub, proven and with a model card.
+
+    The token is HF_TOKEN or that of `hf auth login`.
 
     Example: lorakeet push runs/mine me/my-adapter --private
     """

@@ -7,16 +7,17 @@ import typer
 
 
 def command(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; the newest run by default.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories. Default: the newest run.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The page; RUN/report.html, or comparison.html for several runs.")
+        Path | None,
+        typer.Option("-o", "--output", help="File to write. Default: RUN/report.html; comparison.html for several runs."),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Serve the page on this machine, kept up to date while a run goes on.")
+        bool, typer.Option("--watch", help="Serve the page on this machine and update it while a run goes on.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --watch; 0 takes a free one.")] = 0,
 ) -> None:
-    """Write one HTML page about a run, or about several side by side. It needs no network to be read.
+    """Write an HTML page about a run, or about several side by side; it works offline.
 
     Example: lorakeet report runs/mine
     """

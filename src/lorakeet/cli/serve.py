@@ -9,21 +9,19 @@ import typer
 def command(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN or MODEL ...]", help="Runs over one base, or a model; the newest run by default."),
+        typer.Argument(metavar="RUN or MODEL", help="Runs over one base, or a model. Default: the newest finished run."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; any but a loopback one needs an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="LORAKEET_API_KEY", help="Key that clients must send.")] = None,
-    adapters: Annotated[
-        list[Path] | None, typer.Option(help="Folder from which adapters may be loaded while it runs; may be repeated.")
-    ] = None,
-    allowed_host: Annotated[list[str] | None, typer.Option(help="Host name that requests may be addressed to.")] = None,
-    allowed_origin: Annotated[list[str] | None, typer.Option(help="Web page that may ask, as https://example.org.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 4096,
-    max_open: Annotated[int, typer.Option(min=1, help="Answers waiting or being written at once.")] = 256,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Hold a 16-bit base model in 4 bits.")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but a loopback address needs --api-key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="LORAKEET_API_KEY", help="API key that clients must send.")] = None,
+    adapters: Annotated[list[Path] | None, typer.Option(help="Folder whose adapters clients may load. Repeatable.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="Host name that clients may use. Repeatable.")] = None,
+    allowed_origin: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may ask. Repeatable.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 4096,
+    max_open: Annotated[int, typer.Option(min=1, help="Maximum number of requests at once, waiting ones included.")] = 256,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Load the base model in 4-bit.")] = False,
 ) -> None:
-    """Serve a tuned model (or any other) to OpenAI's clients.
+    """Serve runs over one base, or any other model, with an OpenAI-compatible API.
 
     Example: lorakeet serve runs/mine
     """

@@ -48,6 +48,7 @@ def command(
     Example: lorakeet train phi3-mini chats.jsonl --epochs 2 --lr 1e-4
     """
     from lorakeet import api, dist
+    from lorakeet.formatting import command as command_line
 
     if verbose:
         logging.getLogger("lorakeet").setLevel(logging.DEBUG)
@@ -62,4 +63,4 @@ def command(
         print(json.dumps(run.summary))
     else:
         print(f"Adapter: {run.adapter_directory}")
-        print(f"Talk to it: lorakeet chat {run.directory}")
+        print(f"Chat with it: {command_line('chat', run.directory)}")

@@ -11,11 +11,11 @@ import torch
 
 from lorakeet.doctor.finding import Finding
 from lorakeet.files.cache import cache_dir
+from lorakeet.formatting import size
 from lorakeet.machine.hardware import cpu_info
 from lorakeet.machine.memory import free_bytes
 from lorakeet.version import __version__
 
-GB = 1e9
 LEAST_FREE_BYTES = 4_000_000_000
 """Memory and disk below which even the demo may not fit."""
 VARIABLES = (
@@ -60,7 +60,7 @@ def devices() -> Iterator[Finding]:
         yield Finding("devices", "gpus", [], "no CUDA device; training runs on the CPU", "note" if lost else "ok", fix)
         return
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    text = "; ".join(f"{gpu.name}, {gpu.total_memory / GB:.1f} GB" for gpu in gpus)
+    text = "; ".join(f"{gpu.name}, {size(gpu.total_memory)}" for gpu in gpus)
     values = [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus]
     fix = "Use all of them: torchrun --nproc-per-node gpu -m lorakeet train ..." if len(gpus) > 1 else ""
     yield Finding("devices", "gpus", values, text, "note" if fix else "ok", fix)
@@ -74,7 +74,7 @@ def room() -> Iterator[Finding]:
     else:
         low = memory < LEAST_FREE_BYTES
         fix = "Little memory: close other programs, or train over 4 bits with load_in_4bit" if low else ""
-        text = f"{memory / GB:.1f} GB of memory free"
+        text = f"{size(memory)} of memory free"
         yield Finding("room", "free_memory_bytes", memory, text, "note" if low else "ok", fix)
     for name, path in (("runs", Path.cwd()), ("cache", cache_dir()), ("downloads", downloads_dir())):
         yield _disk(name, path)
@@ -90,9 +90,9 @@ def downloads_dir() -> Path:
 def _disk(name: str, path: Path) -> Finding:
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    text = f"{free / GB:.1f} GB of disk free for {name}, in {path}"
+    text = f"{size(free)} of disk free for {name}, in {path}"
     if not os.access(there, os.W_OK):
         fix = f"{there} cannot be written" + (": set LORAKEET_CACHE to another directory" if name == "cache" else "")
         return Finding("room", f"{name}_disk_bytes", free, text, "problem", fix)
-    fix = f"Little disk for {name}: free some, {LEAST_FREE_BYTES / GB:.0f} GB is the least" if free < LEAST_FREE_BYTES else ""
+    fix = f"Little disk for {name}: free some, {size(LEAST_FREE_BYTES)} is the least" if free < LEAST_FREE_BYTES else ""
     return Finding("room", f"{name}_disk_bytes", free, text, "note" if fix else "ok", fix)

@@ -41,6 +41,8 @@ def evaluate_loss(
     """
     mine, num_mine = examples[dist.rank() :: dist.world_size()], len(examples[:: dist.world_size()])
     total, supervised = 0.0, 0
+    if on_progress is not None:
+        on_progress(0, len(examples))
     with evaluating(model):
         for start in range(0, num_mine, batch_size):
             rows = mine[start : start + batch_size]

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakeet import progress
 from lorakeet.errors import AdapterError, ConfigError, ExportError
 from lorakeet.exports import gate
 from lorakeet.exports.artefact import Format, Missing, Options, Source
@@ -23,6 +25,7 @@ from lorakeet.exports.probes import choose_probes
 from lorakeet.files.durable import new_directory, sync_directory, write_file, writing
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.output import check_output
+from lorakeet.formatting import size
 from lorakeet.lora.adapter import BASE_HASH, WEIGHTS_FILE, adapter_extra
 from lorakeet.machine.memory import free_bytes
 
@@ -63,6 +66,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
     options = options or Options()
     _check(source, form, output, options)
     with writing(output), _draft(output, form) as draft:
+        progress.report(f"writing {form.name}")
         written = form.write(source, draft, options)
         parity, unchecked = _prove(source, form, draft)
         failed = tuple(gate.failures(parity, written.limits)) if parity is not None else ()
@@ -118,7 +122,7 @@ def _at_place(command: str, output: Path, form: Format, draft: Path) -> str:
     """Put the artefact's path into a command."""
     if _is_file(output, form):
         command = command.replace(f"{{path}}/{_files(draft)[0].name}", "{path}")
-    return command.replace("{path}", str(output))
+    return command.replace("{path}", shlex.quote(str(output)))
 
 
 def record_beside(file: Path) -> Path:
@@ -153,7 +157,7 @@ def _lacking_memory(source: Source, draft: Path) -> str:
     needed, free = max(source.num_bytes, sum(file.stat().st_size for file in _files(draft))) + ROOM_BYTES, free_bytes()
     if free is None or free >= needed:
         return ""
-    return f"Not proven: loading the model takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+    return f"Not proven: loading the model takes {size(needed)} of memory, and {size(free)} are free."
 
 
 def _prove(source: Source, form: Format, draft: Path) -> tuple[gate.Parity | None, str]:
@@ -191,7 +195,7 @@ def _record(source: Source, exported: Exported, draft: Path) -> bytes:
 
 def describe(exported: Exported) -> list[str]:
     """Return what was written and proven, a line each."""
-    lines = [f"{exported.format} in {exported.dtype}, {exported.num_bytes:,} bytes: {exported.path}"]
+    lines = [f"{exported.format} in {exported.dtype}, {size(exported.num_bytes)}: {exported.path}"]
     parity = exported.parity
     if parity is not None:
         strength = "" if parity.strength is None else f", adapter's strength {parity.strength:.3f}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from lorakeet import progress
 from lorakeet.errors import AdapterError
 from lorakeet.exports.artefact import Answer, Limits, Reader, Source
 from lorakeet.exports.probes import Probes
@@ -106,8 +107,10 @@ def measure(source: Source, reader: Reader, probes: Probes) -> Parity:
         found = [reader.prompt_ids(conversation) for conversation in probes.conversations]
         missing = tuple(_missing_stops(source, reader))
         long, short, limits = _chosen(source, probes.ids)
+        progress.report(f"answering with {consumer}")
         answers = reader.answer(long, LONG if not limits else FEW) + reader.answer(short, SHORT)
     differing = [i for i, ids in enumerate(probes.ids) if ids != found[i]]
+    progress.report("comparing with the live model")
     sums = _compare(source, long + short, answers, len(long))
     strength, strength_error = sums.strength()
     return Parity(

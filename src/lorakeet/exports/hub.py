@@ -20,6 +20,7 @@ from lorakeet.exports.artefact import Source
 from lorakeet.exports.export import Exported, export
 from lorakeet.exports.formats import find_format
 from lorakeet.files.durable import write_file, writing
+from lorakeet.formatting import count, size
 from lorakeet.models.registry import DEMO_NAME
 
 _IGNORED = (".gitattributes", "README.md")
@@ -182,5 +183,5 @@ def describe(pushed: Pushed) -> list[str]:
     """Return what was pushed, a line each."""
     total = sum(pushed.files.values())
     where = pushed.url if pushed.url is not None else f"not pushed: {pushed.directory} is what would be"
-    lines = [f"{pushed.repo_id}: {len(pushed.files)} files, {total:,} bytes; {where}"]
+    lines = [f"{pushed.repo_id}: {count(len(pushed.files), 'file')}, {size(total)}; {where}"]
     return [*lines, *(f"  {proof}" for proof in _proofs(pushed.exported))]

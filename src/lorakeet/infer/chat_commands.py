@@ -12,6 +12,7 @@ from pathlib import Path
 from lorakeet.data.conversation import Message
 from lorakeet.errors import ConfigError, LorakeetError
 from lorakeet.files.durable import write_file
+from lorakeet.formatting import count, duration
 from lorakeet.infer.chat_session import ChatSession, Reply
 from lorakeet.infer.sampling import Sampling
 from lorakeet.lora.disable import disabled_adapters
@@ -171,15 +172,17 @@ class Chat:
             raise ConfigError("E-CFG-273", reason, place=name or "/load", fix="Name a file that /save wrote") from None
         self.session.reset(system)
         self.session.messages += messages
-        self.note(f"Goes on after {len(messages) // 2} answers.")
+        self.note(f"Goes on after {count(len(messages) // 2, 'answer')}.")
 
     def _stats(self, _: str) -> None:
         if self.last is None:
             self.note("Nothing has been asked.")
             return
         last, num_messages = self.last, len(self.session.messages)
-        speed = f"{last.num_answer_tokens} tokens in {last.seconds:.1f} s, {last.tokens_per_second:.1f} a second"
-        self.note(f"Prompt of {last.num_prompt_tokens} tokens; answer of {speed}; {num_messages} messages so far.")
+        speed = f"{count(last.num_answer_tokens, 'token')} in {duration(last.seconds)}, {last.tokens_per_second:.1f} a second"
+        self.note(
+            f"Prompt of {count(last.num_prompt_tokens, 'token')}; answer of {speed}; {count(num_messages, 'message')} so far."
+        )
 
     def _help(self, _: str) -> None:
         self.note(HELP)

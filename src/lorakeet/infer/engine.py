@@ -123,6 +123,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     on_token: Callable[[int, int], None] | None = None,
+    on_end: Callable[[], None] | None = None,
 ) -> list[Generation]:
     """Generate behind every prompt; greedy answers are those that the model gives without a cache, one by one.
 
@@ -130,13 +131,21 @@ def generate(
 
     Args:
         on_token: called with (index of the prompt, token id) as each token comes, without stop ids.
+        on_end: called whenever an answer is whole.
     Raises: ConfigError if a prompt is empty or leaves no room in the model's context, or the limit is below 1.
     """
 
     def request(index: int, prompt: Sequence[int]) -> Request:
         report = None if on_token is None else lambda token: on_token(index, token.id)
+        ended = None if on_end is None else lambda stream: on_end()
         return Request(
-            prompt=prompt, stop_ids=stop_ids, max_new_tokens=max_new_tokens, sampling=sampling, index=index, on_token=report
+            prompt=prompt,
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            index=index,
+            on_token=report,
+            on_end=ended,
         )
 
     with evaluating(model):

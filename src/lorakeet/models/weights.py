@@ -22,6 +22,7 @@ from lorakeet.errors import ModelError
 from lorakeet.files.cache import remembered_hash
 from lorakeet.files.durable import new_file, write_file
 from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapped, read_header
+from lorakeet.formatting import size
 from lorakeet.machine.memory import free_bytes
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.config_file import config_to_json, load_config, read_json
@@ -145,7 +146,7 @@ def _require_memory(model: nn.Module, dtype: torch.dtype, place: str) -> None:
     if free is not None and needed > free:
         raise ModelError(
             "E-MODEL-186",
-            f"the weights need {needed / 1e9:.1f} GB in {_short(dtype)}, and {free / 1e9:.1f} GB are free",
+            f"the weights need {size(needed)} in {_short(dtype)}, and {size(free)} are free",
             place=place,
             fix="Use --load-in-4bit, or close other programs",
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet.errors import ConfigError
 from lorakeet.files import durable
+from lorakeet.formatting import duration, size
 
 if TYPE_CHECKING:
     import jinja2
@@ -107,17 +108,4 @@ def _environment() -> "jinja2.Environment":
     return environment
 
 
-def _bytes(number: float) -> str:
-    return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it: 8.3 s, 4 min 10 s, 3 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-_UNITS = {"bytes": _bytes, "duration": duration, "whole": lambda number: f"{number:,.0f}"}
+_UNITS = {"bytes": size, "duration": duration, "whole": lambda number: f"{number:,.0f}"}

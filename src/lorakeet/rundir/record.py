@@ -6,7 +6,6 @@ but config.yaml.
 
 import json
 import logging
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from lorakeet.config import RunConfig, dump_yaml, load_yaml
 from lorakeet.errors import AdapterError, CheckpointError, ConfigError
 from lorakeet.files import durable
+from lorakeet.formatting import command
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.rundir.checkpoint import checkpoints, step_of
 from lorakeet.rundir.metrics_file import read_lines
@@ -52,7 +52,7 @@ class RunRecord:
                 "E-ADPT-105",
                 f"stopped {f'after step {max(steps)}' if steps else 'before its first checkpoint'} and has no adapter yet",
                 place=str(self.directory),
-                fix=f"Finish it: lorakeet train --resume -o {shlex.quote(str(self.directory))}",
+                fix=f"Finish it: {command('train', '--resume', '-o', self.directory)}",
             )
 
     @property

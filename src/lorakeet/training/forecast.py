@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from lorakeet import dist
+from lorakeet import dist, progress
 from lorakeet.data.conversation import Example
 from lorakeet.data.order import iterate_steps
 from lorakeet.files import durable
@@ -91,6 +91,7 @@ class _Measured:
 
 def forecast(trainer: Trainer) -> Forecast:
     """Calibrate with two steps and predict the run."""
+    progress.report("measuring steps to predict time and memory")
     model, config = trainer.model, trainer.config
     # An epoch stands for all; a run may be shorter than one.
     looked_at = min(trainer.steps_per_epoch, trainer.total_steps)

@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from lorakeet import dist
+from lorakeet import dist, progress
 from lorakeet.config import TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.order import epoch_order, iterate_steps, steps_per_epoch, total_steps
 from lorakeet.data.pack import PackedBatch, fill_rows
 from lorakeet.errors import CheckpointError, TrainingError
 from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
+from lorakeet.formatting import command
 from lorakeet.machine.peak_memory import peak_memory_bytes
 from lorakeet.models.decoder import CausalLM
 from lorakeet.objectives.sft import pack_for, packed_loss
@@ -149,15 +150,18 @@ class Saver:
             self.metrics.sync()
             save_checkpoint(self.run_directory, state, self.identity, self.keep, best_step=trainer.best.step)
         dist.barrier()
+        logger.info("Checkpoint of step %d saved.", trainer.step)
         self._saved_step = trainer.step
 
     def save_stopped(self, trainer: "Trainer") -> None:
         """Save if the user has stopped the run, unless that step is saved, and say how to go on."""
+        resume = command("train", "--resume", "-o", self.run_directory)
         if trainer.step == 0:
+            logger.warning("Stopped before the first step was done. Begin again with: %s", resume)
             return
         if self._saved_step != trainer.step and trainer.step > trainer.first_step:
             self.save(trainer)
-        logger.warning("Stopped after step %d. Go on with: lorakeet train --resume -o %s", trainer.step, self.run_directory)
+        logger.warning("Stopped after step %d of %d. Go on with: %s", trainer.step, trainer.total_steps, resume)
 
 
 class Trainer:
@@ -211,6 +215,12 @@ class Trainer:
         """Whether this step's evaluation is the best so far, and somebody has asked for the best."""
         is_wanted = self.config.load_best_model_at_end or self.config.early_stopping_patience is not None
         return is_wanted and self.best.step == self.step
+
+    @property
+    def evaluation_every(self) -> int | None:
+        """Evaluate after so many steps and after the last one; None for never."""
+        settings = self.config
+        return {"no": None, "steps": settings.eval_steps, "epoch": self.steps_per_epoch}[settings.eval_strategy]
 
     def run(
         self,
@@ -436,10 +446,8 @@ class Trainer:
         return replace(company, num_supervised_tokens=0, num_tokens=0)
 
     def _is_evaluation_due(self) -> bool:
-        if self.config.eval_strategy == "no":
-            return False
-        every = self.config.eval_steps if self.config.eval_strategy == "steps" else self.steps_per_epoch
-        return self.step % every == 0 or self.step == self.total_steps
+        every = self.evaluation_every
+        return every is not None and (self.step % every == 0 or self.step == self.total_steps)
 
     def _evaluate(self, reporters: Reporters, sampler: Sampler | None) -> None:
         """Measure the held-out loss and let the model answer; report both only when both are whole."""
@@ -459,16 +467,18 @@ class Trainer:
             reporters.log(answer)
         self._is_evaluated = True
 
+    def _evaluated(self, done: int, total: int) -> None:
+        progress.report("evaluating held-out rows", done, total)
+        if dist.is_shared():
+            self.stop.check()
+
     def _held_out_loss(self) -> EvalLoss:
         """Compute the held-out loss.
 
         Raises: TrainingError if it is not finite.
         """
         result = evaluate_loss(
-            self.model,
-            self.held_out_examples,
-            batch_size=self.config.per_device_eval_batch_size,
-            on_progress=(lambda done, total: self.stop.check()) if dist.is_shared() else None,
+            self.model, self.held_out_examples, batch_size=self.config.per_device_eval_batch_size, on_progress=self._evaluated
         )
         if not math.isfinite(result.loss):
             raise TrainingError(

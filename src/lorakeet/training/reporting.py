@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live bar in a terminal or plain lines, and several reporters as one.
+"""What a run shows while it trains: a panel in a terminal or plain lines, and several reporters as one.
 
 data in: a row for every step, evaluation and sample → out: text on stderr. Files are written in rundir/metrics_file.py,
 other programs' reporters are in services.py.
@@ -6,48 +6,46 @@ other programs' reporters are in services.py.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.live import Live
 from rich.text import Text
 
-from lorakeet import dist
+from lorakeet import progress
 from lorakeet.errors import LorakeetError, redact
+from lorakeet.formatting import duration
 from lorakeet.rundir.metrics_file import Reporter
 from lorakeet.rundir.rows import EvaluationRow, Row, SampleRow, StepRow
+from lorakeet.training.panel import Panel
 
 logger = logging.getLogger(__name__)
 
 
 class ConsoleReporter(Reporter):
-    """Shows a live bar in a terminal, and plain lines if there is none. Writes to stderr only."""
+    """Shows a panel in a terminal, with lines above it, and plain lines if there is none. Writes to stderr only."""
 
-    def __init__(self, total_steps: int, first_step: int = 0, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._total = total_steps
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=self._console,
-            )
-            self._task = self._progress.add_task("training", total=total_steps, completed=first_step, numbers="", left="")
-            self._progress.start()
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int = 0,
+        *,
+        title: str = "training",
+        evaluation_every: int | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self._console, self._total = console or progress.console(), total_steps
+        self._panel = Panel(title, total_steps, first_step, evaluation_every) if self._console.is_interactive else None
+        self._open = ExitStack()
+        if self._panel is not None:
+            self._open.enter_context(Live(self._panel, console=self._console, refresh_per_second=4, transient=True))
+        self._open.enter_context(progress.shown_by(self._panel or progress.Lines()))
 
     def step(self, row: StepRow) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            numbers = f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s"
-            left = f"{_duration(row.seconds_left)} left"
-            self._progress.update(self._task, completed=row.step, numbers=numbers, left=left)
+        """Show the step's numbers in the panel."""
+        if self._panel is not None:
+            self._panel.step(row)
 
     def log(self, row: Row) -> None:
         """Print a line; of a sample, one for each part, since what models and users write is never read as markup."""
@@ -60,30 +58,27 @@ class ConsoleReporter(Reporter):
                 self._print(f"step {row.step:>5}  {lines[0]}")
                 for line in lines[1:]:
                     self._print(" " * 12 + line, style="dim")
-            case StepRow() if self._progress is None:
+            case StepRow() if self._panel is None:
                 self._print(
                     f"step {row.step:>5}/{self._total}  loss {row.loss:.4f}  lr {row.learning_rate:.2e}  "
-                    f"grad {row.grad_norm:.2f}  {row.tokens_per_second:,.0f} tokens/s  {_duration(row.seconds_left)} left"
+                    f"grad {row.grad_norm:.2f}  {row.tokens_per_second:,.0f} tokens/s  {duration(row.seconds_left)} left"
                 )
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self._console.print(Text(text, style=style), soft_wrap=not self._console.is_terminal)
 
     def close(self) -> None:
-        """Take the bar down."""
-        if self._progress is not None:
-            self._progress.stop()
+        """Take the panel down, and leave one line of what it showed."""
+        self._open.close()
+        if self._panel is not None and self._panel.row is not None:
+            self._print(self._panel.summary())
 
 
 @contextmanager
-def encoding_progress(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show how many rows are encoded and proven, in a bar that goes away again; nothing if there is no terminal."""
-    console = console or Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    is_seen = console.is_terminal and dist.is_main()
-    with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
-        task = progress.add_task("encoding and proving rows", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def encoding_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show how many rows are encoded and proven."""
+    with progress.shown():
+        yield progress.encoding
 
 
 class Reporters:
@@ -128,12 +123,6 @@ def warn_of_failure(name: str, error: BaseException) -> None:
     """Log in one line that a reporter is dropped, and why."""
     reason = " ".join(redact(f"{type(error).__name__}: {error}").split())
     logger.warning("%s reports no more, training goes on: %s", name, reason[:300])
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _one_line(text: str, longest: int = 300) -> str:

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from lorakeet import __version__, dist
+from lorakeet import __version__, dist, progress
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
 from lorakeet.checking.bad_rows import stop_naming_check
@@ -47,7 +46,7 @@ from lorakeet.training.forecast import Forecast, compare_forecast, forecast, for
 from lorakeet.training.loop import Saver, Trainer
 from lorakeet.training.notebook_curve import NotebookCurve, is_in_notebook
 from lorakeet.training.parallel import require_same, shard_base, state_from_main
-from lorakeet.training.reporting import ConsoleReporter, Reporters, encoding_progress
+from lorakeet.training.reporting import ConsoleReporter, Reporters
 from lorakeet.training.rng import seed_all
 from lorakeet.training.samples import Sampler, questions_for
 from lorakeet.training.services import open_reporters, services
@@ -87,17 +86,17 @@ def _train(
     directory: Path, config: RunConfig, stop: StopRequest, *, is_resumed: bool, start_log: Callable[[Path], None]
 ) -> None:
     """Load, prepare, train and save in a directory that is ours alone."""
-    with stop.droppable():
+    with stop.droppable(), progress.shown():
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
         config = in_model_names(chat_model, config)
-        with dist.one_of_each_machine_first(), encoding_progress() as on_progress:
+        with dist.one_of_each_machine_first():
             record = DataRecord()
             data = prepare_data(
                 config,
                 chat_model.tokenizer,
                 chat_model.template,
                 chat_model.context,
-                on_progress,
+                progress.encoding,
                 record.add,
                 stop_naming_check(config),
             )
@@ -130,7 +129,7 @@ def _train(
     logger.info(describe(config, trainer, data))
     for doubt in doubts(config.training_config, trainer.total_steps, data):
         logger.warning(doubt)
-    with stop.droppable():
+    with stop.droppable(), progress.shown():
         predicted = forecast_run(directory, trainer)
     _run_loop(directory, config, trainer, sampler, identity)
     compare_forecast(directory, trainer, predicted)
@@ -215,7 +214,10 @@ def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sam
     opened: list[Reporter] = []
     if dist.is_main():
         metrics = JsonlReporter(directory / "metrics.jsonl", trainer.step)
-        opened = [metrics, ConsoleReporter(trainer.total_steps, trainer.step, Console(stderr=True))]
+        console = ConsoleReporter(
+            trainer.total_steps, trainer.step, title=f"training {config.model}", evaluation_every=trainer.evaluation_every
+        )
+        opened = [metrics, console]
         if is_in_notebook():
             opened.append(NotebookCurve(trainer.total_steps))
         if sampler.questions:

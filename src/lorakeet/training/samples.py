@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lorakeet import progress
 from lorakeet.chat_model import ChatModel
 from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Message
@@ -62,6 +63,8 @@ class Sampler:
     def sample(self, model: CausalLM, step: int) -> list[SampleRow]:
         """Answer every question with `model`, which may be the one being trained."""
         chat_model = replace(self.chat_model, model=model)
+        if self.prompts:
+            progress.report("answering sample prompts")
         # A cache that grows would be compiled anew for every length.
         with torch.compiler.set_stance("force_eager"):
             answers = answer_prompts(chat_model, self.prompts, max_new_tokens=self.max_new_tokens)
