@@ -33,13 +33,13 @@ from lorakeet.exports.export import export as export_artefact
 from lorakeet.exports.formats import find_format
 from lorakeet.exports.hub import Pushed
 from lorakeet.exports.hub import push as push_to_hub
+from lorakeet.formatting import duration
 from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.models.config_file import load_config
 from lorakeet.reports.check_page import write_check_page
-from lorakeet.reports.page import duration
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
