@@ -94,7 +94,10 @@ def test_the_command_prints_twenty_of_them_a_line_each_and_how_many_there_are(tm
     assert len(lines) == 21
     assert lines[0] == f"E-DATA-18 {path}:1 no messages, and no other known format; keys found: prompt."
     assert lines[19].startswith(f"E-DATA-18 {path}:39 ")
-    assert lines[20].startswith("E-DATA-196 30 rows cannot be trained on; the first 20 are listed. ")
+    assert lines[20] == (
+        "E-DATA-196 30 rows cannot be trained on; the first 20 are listed. "
+        "E-DATA-18: Map the columns, for example --columns prompt=NAME,completion=NAME."
+    )
 
 
 def test_a_single_bad_row_is_an_error_as_in_training(tmp_path, model_dir):
@@ -133,4 +136,7 @@ def test_training_stops_at_the_first_and_names_the_command_that_lists_all(
     first, second, last = capsys.readouterr().err.strip().splitlines()
     assert first.startswith(f"E-DATA-23 {path}:2 ")
     assert second.startswith(f"E-DATA-27 {path}:3 ")
-    assert last.startswith("E-DATA-196 2 rows cannot be trained on. ")
+    assert last == (
+        "E-DATA-196 2 rows cannot be trained on. E-DATA-23: Write it, or remove the row; "
+        "E-DATA-27: Raise --max-length, shorten the row, or choose --truncation drop or truncate-left."
+    )

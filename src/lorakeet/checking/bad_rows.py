@@ -21,9 +21,10 @@ class BadRowsError(DataError):
     def __init__(self, first: list[DataError], count: int) -> None:
         self.first, self.count = first, count
         listed = f"; the first {len(first)} are listed" if count > len(first) else ""
-        super().__init__(
-            "E-DATA-196", f"{count:,} rows cannot be trained on{listed}", fix="docs/errors.md has a way to mend each code"
-        )
+        fixes: dict[str, str] = {}
+        for error in first:
+            fixes.setdefault(error.code, f"{error.code}: {error.fix}")
+        super().__init__("E-DATA-196", f"{count:,} rows cannot be trained on{listed}", fix="; ".join(fixes.values()))
 
     def __str__(self) -> str:
         lines = [str(DataError(error.code, error.message, place=error.place)) for error in self.first]
