@@ -174,5 +174,9 @@ def test_an_evaluation_that_was_kept_is_shown(run_directory):
     (run_directory / "evaluation.json").write_text(json.dumps(numbers))
     text = report_html([run_directory])
     assert all(shown in text for shown in ("2.5000", "1.2500", "Who?", ">He<", ">You<"))
+    more = {"others": {"<b>second": {"loss": 3.75}}, "differences": {"loss": {"mean": -1.25, "low": -2, "high": 0.5}}}
+    (run_directory / "evaluation.json").write_text(json.dumps(numbers | more | {"num_trained_on": 3}))
+    text = report_html([run_directory])
+    assert all(shown in text for shown in ("&lt;b&gt;second", "3.7500", "-1.250 (-2.000 to +0.500)", "3 of these rows also"))
     (run_directory / "evaluation.json").write_text(json.dumps(numbers | {"base": None}))
     assert "1.2500" in report_html([run_directory])

@@ -110,12 +110,14 @@ def _examples(comparison: Comparison, count: int) -> Iterator[tuple[str, list[in
         return
     scores = [answer.scores.get(metric, 0.0) for answer in answers]
     order = sorted(range(len(answers)), key=scores.__getitem__)
-    yield f"Worst answers by {metric.replace('_', ' ')}", order[:count]
+    worst = [i for i in order if scores[i] < 1][:count]
+    if worst:
+        yield f"Worst answers by {metric.replace('_', ' ')}", worst
     if comparison.base is not None:
         base = [answer.scores.get(metric, 0.0) for answer in comparison.base.answers]
         changed = sorted((i for i in order if scores[i] != base[i]), key=lambda i: -abs(scores[i] - base[i]))
-        if changed:
-            yield "Most changed", changed[:count]
+        if new := [i for i in changed if i not in worst][:count]:
+            yield "Most changed", new
 
 
 def _print_rows(columns: Mapping[str, Measurement], rows: Sequence[int], console: "Console") -> None:
