@@ -40,6 +40,8 @@ from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.models.config_file import load_config
 from lorakeet.reports.check_page import write_check_page
+from lorakeet.reports.difference import Difference, compare_runs
+from lorakeet.reports.reported_run import read_run
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
@@ -340,6 +342,11 @@ def report(runs: Sequence[str | Path] = (), output: str | Path | None = None) ->
     """Write one page about a run, the newest if none is named, or about several side by side; return its path."""
     directories = [Path(run) for run in runs] or [open_run().directory]
     return write_comparison(directories, None if output is None else Path(output))
+
+
+def diff(run: str | Path, other: str | Path) -> Difference:
+    """Compare two runs: configuration, data, base model, versions, and the step at which their numbers part."""
+    return compare_runs(read_run(Path(run)), read_run(Path(other)))
 
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:

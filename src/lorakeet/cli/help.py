@@ -9,7 +9,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 COMMANDS = {
     "Begin here": ("demo", "doctor"),
-    "Train": ("train", "check", "evaluate", "report"),
+    "Train": ("train", "check", "evaluate", "report", "diff"),
     "Use": ("chat", "serve", "merge", "export", "push"),
     "Adapters": ("inspect", "combine", "extract"),
 }

@@ -19,6 +19,7 @@ from lorakeet.cli import (
     check,
     combine,
     demo,
+    diff,
     doctor,
     evaluate,
     export,
@@ -58,7 +59,10 @@ def whole(version: Annotated[bool, typer.Option("--version", help="Show the vers
         raise typer.Exit
 
 
-for module in (demo, doctor, train, check, evaluate, report, chat, serve, merge, export, push, inspect, combine, extract):
+for module in (
+    *(demo, doctor, train, check, evaluate, report, diff),
+    *(chat, serve, merge, export, push, inspect, combine, extract),
+):
     name = module.__name__.rsplit(".", 1)[1]
     app.command(name, cls=Command, rich_help_panel=group_of(name))(module.command)
 

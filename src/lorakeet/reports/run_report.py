@@ -9,11 +9,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorakeet import dist
 from lorakeet.errors import LorakeetError
 from lorakeet.reports.charts import charts, row_chart
+from lorakeet.reports.difference import differing_keys, flat, sections
 from lorakeet.reports.ledger import Ledger
 from lorakeet.reports.page import render, write_page
 from lorakeet.reports.reported_run import ReportedRun, Row, read_run
@@ -69,7 +69,7 @@ def report_html(directories: Sequence[Path], *, live: bool = False) -> str:
         runs=[_view(run, ledger) for run, ledger in zip(runs, ledgers, strict=True)],
         charts=drawn,
         answers=_answers(runs),
-        differences=_differences([run.config for run in runs]),
+        differences=differing_keys([run.config for run in runs]),
     )
 
 
@@ -96,9 +96,9 @@ def _view(run: ReportedRun, ledger: Ledger) -> _View:
         state=_state(run),
         outcome=_outcome(run),
         forecast=_forecast(run),
-        config={name: _flat(section) for name, section in _sections(run.config).items()},
+        config={name: flat(section) for name, section in sections(run.config).items()},
         conflicts=run.data.get("conflicts", []),
-        proofs=_flat(run.proofs),
+        proofs=flat(run.proofs),
         hashes=[(key, value) for key, value in run.identity.items() if key in _HASHES],
     )
 
@@ -186,34 +186,3 @@ def _first_and_last(samples: list[Row]) -> list[Row]:
         return []
     steps = {samples[0]["step"], samples[-1]["step"]}
     return [row for row in samples if row["step"] in steps]
-
-
-def _sections(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Split a configuration into its sections; what stands alone comes first."""
-    alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    return {"run": alone} | {key: value for key, value in config.items() if isinstance(value, dict)}
-
-
-def _flat(section: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key, _written(value)) for key, value in section.items()]
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _differences(configs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """List the keys in which configurations differ, each with its value in every one."""
-    flat = [
-        {
-            key if name == "run" else f"{name}.{key}": value
-            for name, section in _sections(config).items()
-            for key, value in _flat(section)
-        }
-        for config in configs
-    ]
-    names = dict.fromkeys(name for one in flat for name in one)
-    rows = [(name, [one.get(name, "not set") for one in flat]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
