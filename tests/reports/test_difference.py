@@ -26,7 +26,9 @@ def changed_rows(run, change):
 def test_equal_runs_differ_in_nothing(runs):
     found = compare_runs(*map(read_run, runs))
     assert found.is_none
-    assert describe(found, ("first", "second")) == ["The numbers of all 200 steps that both have logged are equal to the bit."]
+    assert describe(found, ("first", "second")) == [
+        "Loss, gradient norm and tokens are equal to the bit at 200 steps that both have logged."
+    ]
 
 
 def test_times_and_memory_do_not_count(runs):

@@ -7,6 +7,7 @@ versions, on one kind of machine, are equal to the bit; if their numbers part al
 from dataclasses import dataclass
 from typing import Any
 
+from lorakeet.formatting import count
 from lorakeet.reports.reported_run import ReportedRun, Row
 
 _NUMBERS = ("loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens")
@@ -62,7 +63,8 @@ def describe(difference: Difference, names: tuple[str, str]) -> list[str]:
         step, name, one, other = difference.parting
         lines.append(f"The numbers part at step {step}: {name.replace('_', ' ')} {one:.6g} and {other:.6g}.")
     elif difference.num_shared_steps:
-        lines.append(f"The numbers of all {difference.num_shared_steps:,} steps that both have logged are equal to the bit.")
+        steps = count(difference.num_shared_steps, "step")
+        lines.append(f"Loss, gradient norm and tokens are equal to the bit at {steps} that both have logged.")
     else:
         lines.append("No step was logged by both.")
     return lines
