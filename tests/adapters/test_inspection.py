@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lorakeet.adapters.inspection import inspect
+from lorakeet.adapters.inspection import inspect, norm_table
 from lorakeet.cli.main import run
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.lora.inject import lora_layers
@@ -87,3 +87,8 @@ def test_a_rank_that_is_not_the_configurations_is_refused(base, adapter, capsys)
     capsys.readouterr()
     assert run(["inspect", str(directory)]) == 2
     assert capsys.readouterr().err.startswith("E-ADPT-65")
+
+
+def test_layers_stand_in_the_order_of_their_numbers():
+    lines = norm_table({f"model.layers.{n}.mlp.down_proj": 1.0 for n in (0, 10, 2)} | {"lm_head": 2.0})
+    assert [line.split()[0] for line in lines] == ["layer", "0", "2", "10", "lm_head"]

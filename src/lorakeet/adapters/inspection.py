@@ -11,7 +11,7 @@ from typing import Any
 from lorakeet.adapters.adapter_file import AdapterFile, read_adapter
 from lorakeet.adapters.consumers import accepted_by
 from lorakeet.files.hashing import file_sha256
-from lorakeet.formatting import count
+from lorakeet.formatting import count, size
 from lorakeet.lora.adapter import WEIGHTS_FILE
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -82,7 +82,7 @@ def describe(found: Inspection) -> list[str]:
     """Return what was found, a line each."""
     what = ", ".join(f"{path.rpartition('.')[2]}" for path in found.others[:3])
     lines = [
-        f"adapter     {found.directory} ({found.num_bytes:,} bytes, sha256 {found.sha256[:16]}…)",
+        f"adapter     {found.directory} ({size(found.num_bytes)}, sha256 {found.sha256[:16]}…)",
         f"base        {found.base_name or 'not named'}" + (f" (weights {found.base_hash[:16]}…)" if found.base_hash else ""),
         f"rank        {_counts(found.ranks)}; scaling {_counts(found.scalings)}" + (" (rsLoRA)" if found.use_rslora else ""),
         f"layers      {found.num_layers}: {', '.join(found.targets)}",
@@ -106,7 +106,8 @@ def norm_table(norms: dict[str, float]) -> list[str]:
     columns = sorted({column for row in rows.values() for column in row})
     width = max(10, *(len(column) + 2 for column in columns))
     lines = [f"{'layer':<8}" + "".join(f"{column:>{width}}" for column in columns)]
-    for row, cells in rows.items():
+    # Decoder layers by their numbers, then what stands alone.
+    for row, cells in sorted(rows.items(), key=lambda item: (0, int(item[0])) if item[0].isdigit() else (1, 0)):
         texts = (f"{cells[column]:.4g}" if column in cells else "" for column in columns)
         lines.append(f"{row:<8}" + "".join(f"{text:>{width}}" for text in texts))
     return lines

@@ -39,9 +39,8 @@ def software() -> Iterator[Finding]:
     yield Finding("environment", "torch", torch.__version__, f"torch {torch.__version__}")
     yield Finding("environment", "system", platform.platform(), platform.platform())
     found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    yield Finding(
-        "environment", "variables", found, ", ".join(f"{name}={value}" for name, value in found.items()) or "none set"
-    )
+    text = ", ".join(f"{name}={value}" for name, value in found.items())
+    yield Finding("environment", "variables", found, text or "no variable is set that changes how Lorakeet runs")
 
 
 def devices() -> Iterator[Finding]:
