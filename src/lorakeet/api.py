@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakeet import chat_model as chat_models
-from lorakeet import dist, notebook
+from lorakeet import dist, notebook, progress
 from lorakeet.adapters.run_card import run_card
 from lorakeet.chat_model import ChatModel
 from lorakeet.checking.check import CheckResult, check_rows
@@ -47,7 +47,6 @@ from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
-from lorakeet.training.reporting import encoding_progress
 from lorakeet.training.run import forecast_config, train_run
 
 if TYPE_CHECKING:
@@ -232,11 +231,12 @@ def check(
     LorakeetError at the first other thing that is wrong.
     """
     config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
-    with encoding_progress() as on_progress:
-        result, prepared = check_rows(config, num_examples=num_examples, row=row, on_progress=on_progress)
+    with progress.shown():
+        result, prepared = check_rows(config, num_examples=num_examples, row=row, on_progress=progress.encoding)
     if calibrate:
         try:
-            forecast = predict(config, prepared)
+            with progress.shown():
+                forecast = predict(config, prepared)
             result.report.cost = forecast.to_dict()
             result.report.warnings = doubts(config.training_config, forecast.steps, prepared)
         except ModelError as error:
@@ -354,10 +354,13 @@ def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logg
     say(f"{MODEL} Task: turn a spoken request into one JSON tool call.")
     settings = RECIPE | ({"output_dir": str(output_dir)} if output_dir else {})
     config = run_config("demo", "demo", settings, PEFT_RECIPE)
-    forecast = predict(config)
+    with progress.shown():
+        forecast = predict(config)
     say(f"Training will take about {duration(forecast.seconds)} here ({forecast.steps} steps). Scoring the model before it.")
-    before = score_demo(chat_models.load("demo"))
+    with progress.shown():
+        before = score_demo(chat_models.load("demo"))
     say(f"Score before training: {before.score:.1%} of {len(before.answers)} held-out requests exact. Training starts.")
     run = train(config=config)
     say("Scoring the trained model on the same requests.")
-    return DemoOutcome(run, before, score_demo(run.load()))
+    with progress.shown():
+        return DemoOutcome(run, before, score_demo(run.load()))

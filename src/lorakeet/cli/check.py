@@ -33,12 +33,10 @@ def command(
     load_in_8bit: flags.LoadIn8bit = None,
     batch_size: flags.BatchSize = None,
     seed: flags.Seed = None,
-    examples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
-    row: Annotated[str | None, typer.Option(metavar="LINE", help="Show the row at this line instead.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.")] = 3,
+    row: Annotated[str | None, typer.Option(metavar="LINE", help="Show the row at this line only.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")] = None,
-    calibrate: Annotated[
-        bool, typer.Option(help="Load the model and predict time and memory of this run, from two steps.")
-    ] = True,
+    calibrate: Annotated[bool, typer.Option(help="Predict time and memory from two steps.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Read every row of DATA, prove what MODEL would be trained on, and show it.

@@ -8,30 +8,30 @@ import typer
 if TYPE_CHECKING:
     from lorakeet.config import RunConfig
 
-Model = Annotated[str | None, typer.Argument(help="Alias, directory or hub id; `demo` needs no download.")]
-Data = Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or `demo`.")]
+Model = Annotated[str | None, typer.Argument(help="Alias, directory or hub id; demo needs no download.")]
+Data = Annotated[list[str] | None, typer.Argument(help="Files, directories, hub ids, or demo.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file, such as an earlier RUN/config.yaml.")]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set one configuration key. Repeatable.")
 ]
-EvalData = Annotated[list[str] | None, typer.Option(help="Held-out data; else a part of DATA is held out.")]
-Format = Annotated[str | None, typer.Option("--format", help="Row format; by default it is found from the keys.")]
-Columns = Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A field's name in the rows.")]
-Roles = Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="A role's name in the rows.")]
-MergeTurns = Annotated[bool | None, typer.Option("--merge-turns", help="Join turns of one role that follow each other.")]
-ReasoningChoice = Annotated[str | None, typer.Option("--reasoning", help="keep or drop reasoning in a field of its own.")]
-TemplateName = Annotated[str | None, typer.Option(help="Chat template; by default the model's own.")]
+EvalData = Annotated[list[str] | None, typer.Option(help="Evaluation data. Default: a part of DATA is held out.")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the rows. Default: found from their keys.")]
+Columns = Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Name of a column in the rows. Repeatable.")]
+Roles = Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Name of a role in the rows. Repeatable.")]
+MergeTurns = Annotated[bool | None, typer.Option("--merge-turns", help="Join consecutive turns of the same role.")]
+ReasoningChoice = Annotated[str | None, typer.Option("--reasoning", help="keep or drop reasoning that has a field of its own.")]
+TemplateName = Annotated[str | None, typer.Option(help="Chat template. Default: the model's own.")]
 Learn = Annotated[str | None, typer.Option(help="What to train on: all (assistant turns), last, marked, or text.")]
-System = Annotated[str | None, typer.Option(help="System prompt put in front of every conversation.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest conversation, in tokens.")]
-Truncation = Annotated[str | None, typer.Option(help="error, drop or truncate-left.")]
+System = Annotated[str | None, typer.Option(help="System prompt for every conversation.")]
+MaxLength = Annotated[int | None, typer.Option(help="Maximum length of a conversation in tokens.")]
+Truncation = Annotated[str | None, typer.Option(help="For longer conversations: error, drop or truncate-left.")]
 
-Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
-MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")]
-BatchSize = Annotated[int | None, typer.Option(help="Conversations in a step.")]
+Epochs = Annotated[float | None, typer.Option(help="Number of training epochs.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Number of optimizer steps, in place of --epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Conversations per device and step.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed: adapters, order of rows, dropout.")]
-Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Rank = Annotated[int | None, typer.Option(help="LoRA rank.")]
 LoadIn4bit = Annotated[bool | None, typer.Option("--load-in-4bit", help="Load the base model in 4-bit (QLoRA).")]
 LoadIn8bit = Annotated[bool | None, typer.Option("--load-in-8bit", help="Load the base model in 8-bit.")]
 

@@ -10,7 +10,9 @@ NUM_EXAMPLES = 5
 
 
 def command(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory; a new one by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one under runs/.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object at the end.")] = False,
 ) -> None:
     """Teach a small model, SmolLM2-135M in Phi-3's layout, a task it cannot do, in minutes, on this machine.
@@ -20,11 +22,11 @@ def command(
     from rich.console import Console
     from rich.text import Text
 
-    from lorakeet import api
+    from lorakeet import api, progress
     from lorakeet.demo_task.outcome import DEMO_METRIC, verdict
+    from lorakeet.formatting import command as command_line
 
-    progress = Console(stderr=True)
-    outcome = api.demo(output, say=lambda text: progress.print(text, highlight=False, soft_wrap=True))
+    outcome = api.demo(output, say=progress.say)
     out = Console(soft_wrap=True, highlight=False)
     for before, after in outcome.telling_pairs(NUM_EXAMPLES):
         shown = " ".join(before.text.split())
@@ -36,9 +38,9 @@ def command(
         out.print(Text("which is  ") + Text(verdict(before, after), style=colour) + "\n")
     out.print(
         f"Score on held-out requests: {outcome.before.score:.1%} before, {outcome.after.score:.1%} after training.\n\n"
-        f"Talk to it:       lorakeet chat {outcome.run.directory}\n"
-        f"Your own data:    lorakeet check phi3-mini chats.jsonl\n"
-        f"                  lorakeet train phi3-mini chats.jsonl"
+        f"Chat with it:     {command_line('chat', outcome.run.directory)}\n"
+        f"Your own data:    {command_line('check', 'phi3-mini', 'chats.jsonl')}\n"
+        f"                  {command_line('train', 'phi3-mini', 'chats.jsonl')}"
     )
     if as_json:
         print(json.dumps(outcome.to_dict()))

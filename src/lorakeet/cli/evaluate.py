@@ -8,16 +8,16 @@ import typer
 
 
 def command(
-    run: Annotated[Path | None, typer.Argument(help="Run directory; the newest one by default.")] = None,
-    data: Annotated[list[str] | None, typer.Argument(help="Held-out rows; those of the run by default.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run directory. Default: the newest finished run.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="Evaluation data. Default: the held-out rows of the run.")] = None,
     metrics: Annotated[
-        str, typer.Option(help="Any of loss, exact_match, rouge, bleu, chrf, json_match, number_match, separated by commas.")
+        str, typer.Option(help="loss, exact_match, rouge, bleu, chrf, json_match, number_match; separate with commas.")
     ] = "loss,exact_match,rouge",
     also: Annotated[list[Path] | None, typer.Option(help="Another run to measure on the same rows. Repeatable.")] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base model too.")] = True,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    examples: Annotated[int, typer.Option(min=0, help="How many of the worst and of the most changed answers to show.")] = 3,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Evaluate the first rows only.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 256,
+    examples: Annotated[int, typer.Option(min=0, help="Number of worst and of most changed answers to show.")] = 3,
     answers: Annotated[Path | None, typer.Option(help="Also write every answer to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
 ) -> None:
@@ -27,11 +27,11 @@ def command(
     """
     from rich.console import Console
 
-    from lorakeet import api
-    from lorakeet.evaluation.tables import answers_to_dicts, live_progress, print_comparison, to_dict
+    from lorakeet import api, progress
+    from lorakeet.evaluation.tables import answers_to_dicts, print_comparison, to_dict
 
     opened = api.open_run(run, finished=True)
-    with live_progress() as on_progress:
+    with progress.shown():
         comparison = opened.evaluate(
             data or None,
             metrics=[name.strip() for name in metrics.split(",") if name.strip()],
@@ -39,7 +39,7 @@ def command(
             others=also or [],
             max_rows=max_rows,
             max_new_tokens=max_new_tokens,
-            on_progress=on_progress,
+            on_progress=progress.report,
         )
     if answers is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in answers_to_dicts(comparison))

@@ -13,14 +13,14 @@ from lorakeet.cli import data_flags as flags
 def command(
     model: flags.Model = None,
     data: flags.Data = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory; a new one by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one under runs/.")
+    ] = None,
     config: flags.ConfigFile = None,
     assignments: flags.Assignments = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest valid checkpoint.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin a run directory again from step 0.")] = False,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run: its folder under runs/, where -o names none.")
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest valid checkpoint.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start the run again from step 0; nothing is deleted.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run directory under runs/.")] = None,
     epochs: flags.Epochs = None,
     max_steps: flags.MaxSteps = None,
     lr: flags.LearningRate = None,
@@ -40,7 +40,7 @@ def command(
     learn: flags.Learn = None,
     system: flags.System = None,
     truncation: flags.Truncation = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all that RUN/train.log gets.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show everything that RUN/train.log gets.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Fine-tune MODEL on DATA with LoRA.

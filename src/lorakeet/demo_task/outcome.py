@@ -5,8 +5,10 @@ data in: a ChatModel → out: answers to the held-out requests with their scores
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from lorakeet import progress
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.prepare import demo_rows
 from lorakeet.demo_task.recipe import MAX_NEW_TOKENS
@@ -65,4 +67,5 @@ def verdict(before: Answer, after: Answer) -> str:
 def score_demo(chat_model: ChatModel) -> DemoAnswers:
     """Let a model answer the held-out requests, and score the answers."""
     metrics = {DEMO_METRIC: lambda reference, text: float(score(reference, text))}
-    return DemoAnswers(generate_answers(chat_model, demo_rows("held_out"), max_new_tokens=MAX_NEW_TOKENS, metrics=metrics))
+    rows, counted = demo_rows("held_out"), partial(progress.report, "answering held-out requests")
+    return DemoAnswers(generate_answers(chat_model, rows, max_new_tokens=MAX_NEW_TOKENS, metrics=metrics, on_progress=counted))

@@ -104,7 +104,7 @@ class Evaluation:
             examples = encode_many(self.conversations, chat_model.tokenizer, chat_model.template, learn=self.learn)
             self._check_lengths(chat_model.context, [len(example.input_ids) for example in examples])
             loss = evaluate_loss(
-                chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"loss, {name}")
+                chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"{name}: held-out loss")
             )
         if not self.metrics and not self.corpus_metrics:
             return Measurement(loss, {})
@@ -113,7 +113,7 @@ class Evaluation:
             self.conversations,
             max_new_tokens=self.max_new_tokens,
             metrics=self.metrics,
-            on_progress=self._progress_of(f"answers, {name}"),
+            on_progress=self._progress_of(f"{name}: answers"),
         )
         texts = [answer.reference for answer in answers], [answer.text for answer in answers]
         together = {name: metric(*texts) for name, metric in self.corpus_metrics.items()}

@@ -43,13 +43,12 @@ def generate_answers(
     """Answer every conversation's last assistant turn anew, greedily.
 
     Args:
-        on_progress: called with (tokens generated, most that can be) as tokens come.
+        on_progress: called with (answers done, answers in all).
     Raises: DataError if a conversation has no assistant turn, or its prompt does not fit the model's context.
     """
     questions = [question_of(conversation) for conversation in conversations]
     prompts = encode_prompts(chat_model, questions)
-    count = _counter(on_progress, max_new_tokens * len(prompts))
-    generated = answer_prompts(chat_model, prompts, max_new_tokens=max_new_tokens, on_token=count)
+    generated = answer_prompts(chat_model, prompts, max_new_tokens=max_new_tokens, on_progress=on_progress)
     answers = [
         Answer(
             place=conversation.place,
@@ -102,16 +101,3 @@ def reference_of(conversation: Conversation, template: Template) -> str:
 
 def _scored(answer: Answer, metrics: Mapping[str, Metric]) -> Answer:
     return replace(answer, scores={name: metric(answer.reference, answer.text) for name, metric in metrics.items()})
-
-
-def _counter(on_progress: Callable[[int, int], None] | None, most: int) -> Callable[[int, int], None] | None:
-    if on_progress is None:
-        return None
-    report, count = on_progress, 0
-
-    def count_token(_index: int, _token: int) -> None:
-        nonlocal count
-        count += 1
-        report(count, most)
-
-    return count_token

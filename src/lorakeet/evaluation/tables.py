@@ -6,10 +6,9 @@ answers, which 80 columns hold; or plain JSON values.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lorakeet.evaluation.compare import Comparison, Measurement, Progress
+from lorakeet.evaluation.compare import Comparison, Measurement
 from lorakeet.evaluation.intervals import Difference
 
 if TYPE_CHECKING:
@@ -43,24 +42,6 @@ def answers_to_dicts(comparison: Comparison) -> list[dict[str, Any]]:
             row[name] = {key: answer[key] for key in ("text", "stop_reason", "num_tokens", "scores")}
         rows.append(row)
     return rows
-
-
-@contextmanager
-def live_progress() -> Iterator[Progress]:
-    """Show on stderr how far an evaluation is; if that is no terminal, show nothing."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    tasks: dict[str, Any] = {}
-    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield report
 
 
 def print_comparison(comparison: Comparison, console: "Console", *, num_examples: int = 3) -> None:

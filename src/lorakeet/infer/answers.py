@@ -4,6 +4,7 @@ data in: a ChatModel, conversations that end before an answer → out: one text 
 encode function and answered by the one generator.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,16 +50,18 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    on_token: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[GeneratedText]:
-    """Generate after every prompt; control tokens leave no text. `on_token` is that of `generate`."""
-    tokenizer = chat_model.tokenizer
+    """Generate after every prompt; control tokens leave no text. `on_progress` gets (answers done, answers in all)."""
+    tokenizer, ended = chat_model.tokenizer, itertools.count(1)
+    if on_progress is not None:
+        on_progress(0, len(prompts))
     generations = generate(
         chat_model.model,
         prompts,
         stop_ids=tokenizer.stop_ids,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        on_token=on_token,
+        on_end=None if on_progress is None else lambda: on_progress(next(ended), len(prompts)),
     )
     return [GeneratedText(tokenizer.decode(one.ids, skip_control=True), one.stop_reason, len(one.ids)) for one in generations]

@@ -6,6 +6,7 @@ off is shown as far as it came. How a page is written is page.py's business.
 
 import itertools
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +113,8 @@ def _state(run: ReportedRun) -> str:
             else (f"Finished after step {step}; the adapter is that of step {run.adapter_step}.")
         )
     if run.last:
-        return (
-            f"Not finished: the last logged step is {run.last['step']}. Go on with: lorakeet train --resume -o {run.directory}"
-        )
+        resume = shlex.join(["lorakeet", "train", "--resume", "-o", str(run.directory)])
+        return f"Not finished: the last logged step is {run.last['step']}. Go on with: {resume}"
     return "No step is logged yet."
 
 

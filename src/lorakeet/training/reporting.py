@@ -5,8 +5,8 @@ other programs' reporters are in services.py.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console
@@ -72,13 +72,6 @@ class ConsoleReporter(Reporter):
         self._open.close()
         if self._panel is not None and self._panel.row is not None:
             self._print(self._panel.summary())
-
-
-@contextmanager
-def encoding_progress() -> Iterator[Callable[[int, int], None]]:
-    """Show how many rows are encoded and proven."""
-    with progress.shown():
-        yield progress.encoding
 
 
 class Reporters:

@@ -195,7 +195,7 @@ def forecast_config(config: RunConfig, data: PreparedData | None = None) -> Fore
     """Forecast time and memory of a run without training it: a few passes on the real model, forward and backward."""
     chat_model = load_base(config)
     config = in_model_names(chat_model, config)
-    data = data or prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context)
+    data = data or prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, progress.encoding)
     return forecast(build_trainer(config, chat_model, data))
 
 

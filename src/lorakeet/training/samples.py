@@ -6,6 +6,7 @@ the console. Nothing of training is touched: no dropout, no random number, every
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -63,11 +64,14 @@ class Sampler:
     def sample(self, model: CausalLM, step: int) -> list[SampleRow]:
         """Answer every question with `model`, which may be the one being trained."""
         chat_model = replace(self.chat_model, model=model)
-        if self.prompts:
-            progress.report("answering sample prompts")
         # A cache that grows would be compiled anew for every length.
         with torch.compiler.set_stance("force_eager"):
-            answers = answer_prompts(chat_model, self.prompts, max_new_tokens=self.max_new_tokens)
+            answers = answer_prompts(
+                chat_model,
+                self.prompts,
+                max_new_tokens=self.max_new_tokens,
+                on_progress=partial(progress.report, "answering sample prompts") if self.prompts else None,
+            )
         return [
             SampleRow(
                 step=step,
