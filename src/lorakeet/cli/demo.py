@@ -10,9 +10,7 @@ NUM_EXAMPLES = 5
 
 
 def command(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one under runs/.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object at the end.")] = False,
 ) -> None:
     """Teach a small model, SmolLM2-135M in Phi-3's layout, a task it cannot do, in minutes, on this machine.

@@ -13,9 +13,7 @@ from lorakeet.cli import data_flags as flags
 def command(
     model: flags.Model = None,
     data: flags.Data = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one under runs/.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory. Default: a new one.")] = None,
     config: flags.ConfigFile = None,
     assignments: flags.Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest valid checkpoint.")] = False,
