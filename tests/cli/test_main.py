@@ -145,6 +145,6 @@ def test_check_predicts_time_and_memory_of_the_configuration_it_is_given(tmp_pat
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["cost"] is None
     assert main.run(["check", str(tiny_model_directory), str(data), "--examples", "0", "--max-steps", "1", "--lr", "3"]) == 0
     out = capsys.readouterr().out
-    assert "this run on this machine, predicted from two steps: 1 steps in " in out
-    assert "warning: The warm-up covers the whole run (steps: 1), so nothing is trained" in out
+    assert "this run on this machine, predicted from two steps: 1 step in " in out
+    assert "warning: The warm-up covers the whole run (1 step), so nothing is trained" in out
     assert "warning: The learning rate 3 is far above what trains adapters" in out

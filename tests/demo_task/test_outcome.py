@@ -17,7 +17,7 @@ RUN = RunRecord(Path(__file__).parents[1] / "stored" / "run")
 def answers(*texts):
     return DemoAnswers(
         [
-            Answer(f"demo:{i}", f"request {i}", "{}", text, "stop", {DEMO_METRIC: float(text == "{}")})
+            Answer(f"demo:{i}", f"request {i}", "{}", text, "stop", scores={DEMO_METRIC: float(text == "{}")})
             for i, text in enumerate(texts)
         ]
     )

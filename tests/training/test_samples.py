@@ -99,8 +99,8 @@ def test_the_console_shows_what_was_written_as_it_is(capsys):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_steps": 1}, "The warm-up covers the whole run (steps: 1), so nothing is trained"),
-        ({"max_steps": 2, "warmup_steps": 4}, "The warm-up covers the whole run (steps: 2), so hardly anything is trained"),
+        ({"max_steps": 1}, "The warm-up covers the whole run (1 step), so nothing is trained"),
+        ({"max_steps": 2, "warmup_steps": 4}, "The warm-up covers the whole run (2 steps), so hardly anything is trained"),
         ({"learning_rate": 1e-9, "max_steps": 2, "warmup_steps": 1}, "far below what trains adapters"),
         ({"learning_rate": 3.0, "max_steps": 2, "warmup_steps": 1}, "far above what trains adapters"),
     ],

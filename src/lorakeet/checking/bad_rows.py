@@ -4,13 +4,13 @@ data in: the errors of rows, one at a time → out: one error that lists them. T
 """
 
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lorakeet.config import RunConfig
 from lorakeet.data.read import OnBadRow
 from lorakeet.errors import DataError
+from lorakeet.formatting import command
 
 NUM_LISTED = 20
 
@@ -68,9 +68,9 @@ def stop_naming_check(config: RunConfig) -> OnBadRow:
 def check_command(config: RunConfig) -> str:
     """Write the command that checks a run's rows, with all that decides how they are read."""
     data = config.data.model_dump(mode="json", exclude_defaults=True, exclude={"train"})
-    words = ["lorakeet", "check", config.model, *config.data.train]
+    words = ["check", config.model, *config.data.train]
     for key, value in data.items():
         words += ["--set", f"data.{key}={json.dumps(value, ensure_ascii=False)}"]
     if config.training_config.max_length is not None:
         words += ["--max-length", str(config.training_config.max_length)]
-    return shlex.join(words)
+    return command(*words)

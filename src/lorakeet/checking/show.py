@@ -10,6 +10,7 @@ from lorakeet import notebook
 from lorakeet.checking.report import CheckReport, Shown
 from lorakeet.data.conversation import Example
 from lorakeet.data.tokenizer import Tokenizer
+from lorakeet.formatting import count, duration, size
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -92,19 +93,20 @@ def report_lines(report: CheckReport) -> list[str]:
     lines += report.lines()
     lines += _length_lines(report)
     lines.append(f"suggested --max-length {report.suggested_max_length} ({report.packing_waste:.1%} waste when packed)")
-    for cost in report.truncation_cost:
-        if cost["rows"]:
-            lines.append(f"--max-length {cost['max_length']}: {cost['rows']:,} rows too long, {cost['tokens']:,} tokens")
+    for limit in report.truncation_cost:
+        if limit["rows"]:
+            too_long = count(limit["rows"], "row")
+            lines.append(f"--max-length {limit['max_length']}: {too_long} too long, {limit['tokens']:,} tokens")
     lines += _duplicate_lines(report)
-    lines.append("languages: " + ", ".join(f"{name} {count:,}" for name, count in list(report.languages.items())[:6]))
+    lines.append("languages: " + ", ".join(f"{name} {rows:,}" for name, rows in list(report.languages.items())[:6]))
     lines.append("scripts: " + ", ".join(f"{name} {part:.1%}" for name, part in list(report.scripts.items())[:6]))
     lines.append("longest: " + ", ".join(f"{place} ({length:,})" for place, length in report.longest_rows))
     lines.append("shortest: " + ", ".join(f"{place} ({length:,})" for place, length in report.shortest_rows))
     if report.cost is not None:
-        minutes, memory = report.cost["seconds"] / 60, report.cost["peak_memory_bytes"] / 1e9
+        steps, speed = count(int(report.cost["steps"]), "step"), report.cost["tokens_per_second"]
         lines.append(
-            f"this run on this machine, predicted from two steps: {report.cost['steps']:,} steps in {minutes:,.1f} minutes "
-            f"({report.cost['tokens_per_second']:,.0f} tokens/s), {memory:.2f} GB at the peak"
+            f"this run on this machine, predicted from two steps: {steps} in {duration(report.cost['seconds'])} "
+            f"({speed:,.0f} tokens/s), {size(report.cost['peak_memory_bytes'])} at the peak"
         )
     lines += [f"warning: {warning}" for warning in report.warnings]
     return lines
@@ -118,10 +120,10 @@ def _length_lines(report: CheckReport) -> list[str]:
         f"lengths: {lengths.shortest} to {lengths.longest} tokens, median {lengths.median}, "
         f"mean {lengths.mean:.1f}, p95 {lengths.p95}, p99 {lengths.p99}"
     ]
-    most = max(count for _, _, count in lengths.histogram)
-    for low, high, count in lengths.histogram:
-        bar = "█" * round(40 * count / most) if count else ""
-        lines.append(f"  {low:>6}–{high:<6} {count:>8,} {bar}".rstrip())
+    most = max(rows for _, _, rows in lengths.histogram)
+    for low, high, rows in lengths.histogram:
+        bar = "█" * round(40 * rows / most) if rows else ""
+        lines.append(f"  {low:>6}–{high:<6} {rows:>8,} {bar}".rstrip())
     return lines
 
 

@@ -8,6 +8,7 @@ import torch
 from lorakeet.config import RunConfig, TrainingConfig
 from lorakeet.data.pack import packing_stats
 from lorakeet.data.prepare import PreparedData
+from lorakeet.formatting import count
 from lorakeet.quant.layers import num_weights
 from lorakeet.training.loop import Trainer
 from lorakeet.training.schedule import learning_rate, warmup_steps
@@ -46,7 +47,7 @@ def doubts(settings: TrainingConfig, num_steps: int, data: PreparedData) -> list
         most = max(learning_rate(step, num_steps, settings) for step in range(num_steps))
         trained = "hardly anything" if most else "nothing"
         found.append(
-            f"The warm-up covers the whole run (steps: {num_steps}), so {trained} is trained: take more steps, or set "
+            f"The warm-up covers the whole run ({count(num_steps, 'step')}), so {trained} is trained: take more steps, or set "
             "warmup_steps to 0 and warmup_ratio to 0."
         )
     if not LEAST_RATE <= settings.learning_rate <= MOST_RATE:

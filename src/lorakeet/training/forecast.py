@@ -27,6 +27,7 @@ from lorakeet import dist, progress
 from lorakeet.data.conversation import Example
 from lorakeet.data.order import iterate_steps
 from lorakeet.files import durable
+from lorakeet.formatting import duration, size
 from lorakeet.machine.memory import free_bytes, product_bytes_to_come
 from lorakeet.machine.peak_memory import peak_during, peak_memory_bytes
 from lorakeet.models.decoder import CausalLM
@@ -123,8 +124,7 @@ def forecast(trainer: Trainer) -> Forecast:
 
 def _num_evaluations(trainer: Trainer) -> int:
     """Count the evaluations of the run: before the first step, as often as it is configured, and after the last one."""
-    settings = trainer.config
-    every = {"no": None, "epoch": trainer.steps_per_epoch, "steps": settings.eval_steps}[settings.eval_strategy]
+    every = trainer.evaluation_every
     return 0 if every is None else 1 + math.ceil(trainer.total_steps / every)
 
 
@@ -163,7 +163,7 @@ def _write(run_directory: Path, content: dict[str, Any]) -> None:
 
 
 def _text(seconds: float, memory: int) -> str:
-    return f"{seconds:,.0f} s of training, {memory / 1e9:.2f} GB at the peak"
+    return f"{duration(seconds)} of training, {size(memory)} at the peak"
 
 
 def _warn_of_shortage(peak: int) -> None:
