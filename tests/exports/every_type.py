@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 import lorakeet
 from lorakeet import api
 from lorakeet.data.encode import encode_many
@@ -25,6 +27,8 @@ from lorakeet.infer.engine import generate
 
 ARTEFACTS = [*(("gguf", dtype) for dtype in TYPES), ("gguf-adapter", "f32"), ("ollama", "q8_0")]
 LEAST_TOP1 = {"f32": 1.0, "q8_0": 0.97}
+MOST_GAP = {"f32": 0.001, "f16": 0.01, "bf16": 0.1}
+"""How far apart two tokens may be, in nats, for a rounding of this kind to choose the other one."""
 NUM_TEXTS, NUM_TOKENS = 20, 48
 TRAINED_STEPS = 40
 
@@ -34,6 +38,7 @@ def main(run: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         opened = api.open_run(run) if run else train(Path(folder) / "run")
         expected = live_texts(opened)
+        failed: list[str] = []
         for form, dtype in ARTEFACTS:
             output = Path(folder) / f"{form}-{dtype}"
             start = time.perf_counter()
@@ -41,16 +46,24 @@ def main(run: str | None = None) -> None:
             seconds = time.perf_counter() - start
             parity = exported.parity
             assert parity is not None, exported.unchecked
-            assert parity.top1 >= LEAST_TOP1.get(dtype, 0), parity
+            failed += [f"{form} {dtype}: top-1 {parity.top1:.2%}"] if parity.top1 < LEAST_TOP1.get(dtype, 0) else []
             print("\n".join(describe(exported)))
             print(
                 f"  exported in {seconds - parity.seconds:.1f} s, proven in {parity.seconds:.1f} s, {peak_gb():.2f} GB at most"
             )
             if form == "gguf":
-                same = sum(one == other for one, other in zip(expected, texts(opened, output), strict=True))
-                print(f"  {same} of {NUM_TEXTS} greedy answers are the live model's to the letter", flush=True)
-                assert same == NUM_TEXTS or dtype not in ("f32", "f16", "bf16")
+                gaps = gaps_where_parted(opened, expected, texts(opened, output))
+                print(
+                    f"  {NUM_TEXTS - len(gaps)} of {NUM_TEXTS} greedy answers are the live model's to the letter; where one is "
+                    f"not, the live model preferred its own token by {', '.join(f'{gap:.3f}' for gap in gaps) or 0} nats",
+                    flush=True,
+                )
+                failed += [f"{form} {dtype}: other answers" for gap in gaps if gap > MOST_GAP.get(dtype, 100)]
+            if (form, dtype) == ("gguf", "f32"):
+                print(f"  log-probabilities differ by {largest_difference(opened, output):.1e} at most", flush=True)
             shutil.rmtree(output)
+    if failed:
+        sys.exit("FAILED: " + "; ".join(failed))
 
 
 def train(directory: Path) -> api.Run:
@@ -75,6 +88,36 @@ def live_texts(run: api.Run) -> list[list[int]]:
     model = source.load(gate.live_dtype(source))
     answers = generate(model, prompts(run), stop_ids=source.tokenizer.stop_ids, max_new_tokens=NUM_TOKENS)
     return [answer.ids for answer in answers]
+
+
+def gaps_where_parted(run: api.Run, expected: list[list[int]], found: list[list[int]]) -> list[float]:
+    """Return for each answer that differs how far the live model held its own token above the other one, in nats."""
+    source = run.source()
+    stop = min(source.tokenizer.stop_ids)
+    parted = []
+    for prompt, ours, theirs in zip(prompts(run), expected, found, strict=True):
+        if ours != theirs:
+            pairs = zip([*ours, stop], [*theirs, stop], strict=False)
+            at = next(i for i, (one, other) in enumerate(pairs) if one != other)
+            parted.append(([*prompt, *ours[:at]], [*ours, stop][at], [*theirs, stop][at]))
+    if not parted:
+        return []
+    live = gate.next_token_logits(source.load(gate.live_dtype(source)), [(before, [ours]) for before, ours, _ in parted])
+    return [(row[0, ours] - row[0, theirs]).item() for row, (_, ours, theirs) in zip(live, parted, strict=True)]
+
+
+def largest_difference(run: api.Run, directory: Path) -> float:
+    """Return by how much log-probabilities of the 2,000 most probable tokens differ at most, over four answers."""
+    source = run.source()
+    asked = prompts(run)[:4]
+    reader = LlamaCppReader(next(directory.glob("*.gguf")), source.config)
+    answers = reader.answer(asked, 8, num_top=2000)
+    reader.close()
+    live = gate.next_token_logits(source.load(torch.float32), [(p, a.ids) for p, a in zip(asked, answers, strict=True)])
+    return max(
+        (answer.top_logprobs_NK - logits_NV.log_softmax(-1).gather(1, answer.top_ids_NK)).abs().max().item()
+        for answer, logits_NV in zip(answers, live, strict=True)
+    )
 
 
 def texts(run: api.Run, directory: Path) -> list[list[int]]:

@@ -27,7 +27,7 @@ from lorakeet.files.hashing import file_sha256
 from lorakeet.files.output import check_output
 from lorakeet.formatting import size
 from lorakeet.lora.adapter import BASE_HASH, WEIGHTS_FILE, adapter_extra
-from lorakeet.machine.memory import free_bytes
+from lorakeet.machine.memory import free_bytes, keep_freed_memory
 
 RECORD = "lorakeet.json"
 """What every artefact brings about itself."""
@@ -64,6 +64,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
         AdapterError: E-ADPT-64 if the adapter belongs to another base.
     """
     options = options or Options()
+    keep_freed_memory()  # half of the time of merging is else the kernel's, which zeroes a tensor's pages anew each time
     _check(source, form, output, options)
     with writing(output), _draft(output, form) as draft:
         progress.report(f"writing {form.name}")

@@ -44,7 +44,7 @@ class LinearLoRA(MergeableLayer):
 
     def delta_weight(self, dtype: torch.dtype) -> Tensor:
         """Compute `scaling * B @ A` in the shape of the weight and in `dtype`."""
-        return self._as_stored(self.lora_B.to(dtype) @ self.lora_A.to(dtype)) * self.scaling
+        return self._as_stored((self.lora_B.to(dtype) @ self.lora_A.to(dtype)).mul_(self.scaling))
 
     def _as_stored(self, matrix_OI: Tensor) -> Tensor:
         """Turn (out, in) into the layout of the weight, and back."""

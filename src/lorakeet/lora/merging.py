@@ -119,7 +119,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
         # Out of inference mode too: a weight made there could not be trained through later.
         with torch.inference_mode(False), torch.no_grad():
-            return (self._mergeable_weight(weight).to(wide) + self.delta_weight(wide)).to(dtype)
+            return self._mergeable_weight(weight).to(wide, copy=True).add_(self.delta_weight(wide)).to(dtype)
 
     def unmerge(self) -> None:
         """Bring back the weight as it was before `merge`, to the bit."""
