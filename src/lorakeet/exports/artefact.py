@@ -100,7 +100,7 @@ class Limits:
     mean_kl: float
     """Nats a token."""
     top1: float
-    """Least share of positions with the same most probable token."""
+    """Least share of positions with the same most probable token, or one that is as probable but for rounding."""
 
 
 EXACT = Limits(mean_kl=1e-5, top1=0.95)
