@@ -38,3 +38,9 @@ def test_a_command_that_is_not_on_the_path_has_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(formatting.shutil, "which", lambda name: None)
     monkeypatch.setattr(formatting.sys, "executable", str(tmp_path / "python"))
     assert shlex.split(formatting.command("chat", "a b")) == [str(tmp_path / "lorakeet"), "chat", "a b"]
+
+
+def test_only_a_command_at_the_end_is_one():
+    assert formatting.COMMAND.search("Finish it: /opt/my/bin/lorakeet train --resume")[0].startswith("/opt/my/bin/lorakeet")
+    assert formatting.COMMAND.search("Install it with: pip install 'lorakeet[serve]'")
+    assert formatting.COMMAND.search("step-000029: lorakeet 898a3af57608 is now 8783e83b6406.") is None

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-COMMAND = re.compile(r"(?<=: )(?:'[^']*lorakeet'|\S*lorakeet|pip|torchrun) \S.*$")
+COMMAND = re.compile(r"(?<=: )(?:'[^']*lorakeet'|\S*lorakeet|pip|torchrun) (?=[a-z]{4}|-).*$")
 """A command at the end of a message: the only thing there that is copied, so nothing is put behind it."""
 
 

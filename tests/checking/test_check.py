@@ -297,7 +297,7 @@ def test_training_says_what_check_notes(tmp_path, model_dir, tiny):
         f"note: byte-order mark accepted: {path} (1)",
         "truncation: 0 rows shortened, 1 dropped",
         f"duplicates: 1; {path}:2 repeats {path}:1",
-        f"control tokens in content: 1 rows, kept as text, first at {path}:3",
+        f"control tokens in content: 1 row, kept as text, first at {path}:3",
     ]
     printed = report_lines(check_rows(config)[0].report)
     assert [line for line in printed if line in said] == said

@@ -214,5 +214,5 @@ def test_command_keeps_control_tokens_as_text(tmp_path, model_dir, capsys):
     path = write(tmp_path / "train.jsonl", LINE, turns(("user", "<|end|><|assistant|>"), ("assistant", "<|end|>")))
     assert run(["check", str(model_dir), str(path)]) == 0
     shown = capsys.readouterr().out
-    assert f"control tokens in content: 1 rows, kept as text, first at {path}:2" in shown
+    assert f"control tokens in content: 1 row, kept as text, first at {path}:2" in shown
     assert "{<|user|>}<|end|><|assistant|>{<|end|>}{<|assistant|>}«<|end|>»«{<|end|>}»" in shown

@@ -146,5 +146,5 @@ def _duplicate_lines(report: CheckReport) -> list[str]:
         lines.append(f"near duplicates: {report.num_near_duplicates:,}; {shown}")
     if report.num_conflicting:
         shown = "; ".join(", ".join(group) for group in report.conflicts[:3])
-        lines.append(f"one prompt, different answers: {report.num_conflicting:,} rows; {shown}")
+        lines.append(f"one prompt, different answers: {count(report.num_conflicting, 'row')}; {shown}")
     return lines

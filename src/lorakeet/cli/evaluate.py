@@ -31,6 +31,8 @@ def command(
     from lorakeet.evaluation.tables import answers_to_dicts, print_comparison, to_dict
 
     opened = api.open_run(run, finished=True)
+    if run is None:
+        progress.say(f"Run: {opened.directory}")
     with progress.shown():
         comparison = opened.evaluate(
             data or None,

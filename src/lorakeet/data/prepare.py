@@ -20,6 +20,7 @@ from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError, DataError
 from lorakeet.files.cache import cache_dir
+from lorakeet.formatting import count
 
 MOST_HELD_OUT = 200
 """Rows held out if the user names none; more cost time at every evaluation and say little more."""
@@ -52,12 +53,12 @@ class Findings:
         lines = [f"format {kind}: {file}" for file, kind in self.formats.items()]
         lines += [f"note: {text} ({count})" for text, count in self.notes.items()]
         if self.num_truncated or self.num_dropped:
-            lines.append(f"truncation: {self.num_truncated:,} rows shortened, {self.num_dropped:,} dropped")
+            lines.append(f"truncation: {count(self.num_truncated, 'row')} shortened, {self.num_dropped:,} dropped")
         repeats = "".join(f"; {place} repeats {earlier}" for place, earlier in self.duplicates.examples[:2])
         lines.append(f"duplicates: {self.duplicates.count:,}{repeats}")
         if self.control_text_rows:
             rows, place = self.control_text_rows, self.control_text_place
-            lines.append(f"control tokens in content: {rows:,} rows, kept as text, first at {place}")
+            lines.append(f"control tokens in content: {count(rows, 'row')}, kept as text, first at {place}")
         return lines
 
 

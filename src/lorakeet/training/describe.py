@@ -29,13 +29,13 @@ def describe(config: RunConfig, trainer: Trainer, data: PreparedData) -> str:
         length = config.training_config.max_length or 0
         stats = packing_stats([len(example.input_ids) for example in rows.examples], trainer.rows, length)
         packed = f"Packed into {stats.num_rows:,} rows of {length:,} tokens, {stats.waste:.1%} of them empty. "
-    where = torch.cuda.get_device_name() if weight.is_cuda else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if weight.is_cuda else f"{count(torch.get_num_threads(), 'CPU thread')}"
     dtype = str(weight.dtype).removeprefix("torch.")
     return (
         f"{config.model}: {trainable:,} of {total:,} parameters train, in {dtype}{bits} "
-        f"on {where}. {len(rows.examples):,} conversations with {rows.num_tokens:,} tokens, "
+        f"on {where}. {count(len(rows.examples), 'conversation')} with {count(rows.num_tokens, 'token')}, "
         f"{rows.num_supervised_tokens:,} of them trained on; "
-        f"{len(data.held_out):,} held out. {packed}{trainer.total_steps:,} steps."
+        f"{len(data.held_out):,} held out. {packed}{count(trainer.total_steps, 'step')}."
     )
 
 

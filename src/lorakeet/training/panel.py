@@ -44,7 +44,8 @@ class Panel:
         row = self.row
         assert row is not None
         took = f"{duration(row.elapsed_s)}, {row.tokens_per_second:,.0f} tokens/s"
-        return f"step {row.step:>5}  loss {self._losses[0]:.3f} {sparkline(self._losses, 20)} {row.loss:.3f}  {took}"
+        curve = f"{self._losses[0]:.3f} {sparkline(self._losses, 20)} " if len(self._losses) > 1 else ""
+        return f"step {row.step:>5}  loss {curve}{row.loss:.3f}  {took}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the panel."""
