@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorakeet.exports.artefact import EXACT, HALF, Format, Limits, Missing, Options, Reader, Source, Written
+from lorakeet.exports.artefact import BRAIN, EXACT, HALF, Format, Limits, Missing, Options, Reader, Source, Written
 from lorakeet.exports.chat_template import jinja_text
 from lorakeet.exports.gguf_file import TYPES, GgufFile, Planned, fitting_type, num_bytes, require_gguf
 from lorakeet.exports.gguf_tokenizer import add_tokenizer, model_name
@@ -39,7 +39,7 @@ _DEFAULT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 LIMITS = {
     "f32": EXACT,
     "f16": HALF,
-    "bf16": HALF,
+    "bf16": BRAIN,
     "q8_0": Limits(mean_kl=0.02, top1=0.95),
     "q5_1": Limits(mean_kl=0.1, top1=0.85),
     "q5_0": Limits(mean_kl=0.1, top1=0.85),

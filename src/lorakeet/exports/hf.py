@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lorakeet.exports.artefact import EXACT, HALF, Format, Options, Reader, Source, Written
+from lorakeet.exports.artefact import Format, Options, Reader, Source, Written, rounding
 from lorakeet.exports.merge import merge
 from lorakeet.exports.transformers_reader import TransformersReader
 from lorakeet.exports.vllm import context_notes, length_flag
@@ -22,7 +22,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
         dtype=str(dtype).removeprefix("torch."),
         commands=("lorakeet chat {path}", f"vllm serve {{path}}{length_flag(source)}"),
         notes=context_notes(source),
-        limits=EXACT if dtype == torch.float32 else HALF,
+        limits=rounding(dtype),
     )
 
 

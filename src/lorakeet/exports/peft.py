@@ -8,8 +8,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorakeet.adapters.adapter_file import read_adapter
-from lorakeet.exports.artefact import EXACT, HALF, Format, Limits, Missing, Options, Reader, Source, Written
+from lorakeet.exports.artefact import Format, Limits, Missing, Options, Reader, Source, Written, rounding
 from lorakeet.exports.chat_template import copy_tokenizer_of
 from lorakeet.exports.gate import live_dtype
 from lorakeet.exports.transformers_reader import TransformersReader
@@ -56,7 +58,7 @@ def base_stops(base: Path) -> frozenset[int]:
 def limits(source: Source) -> Limits:
     """Return how near an adapter must come over the very base, in the precision that both are compared in."""
     dtype = live_dtype(source)
-    return EXACT if dtype is not None and dtype.itemsize == 4 else HALF
+    return rounding(dtype if dtype is not None else torch.bfloat16)
 
 
 def read(source: Source, directory: Path) -> Reader | Missing:
