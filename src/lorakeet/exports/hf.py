@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lorakeet.exports.artefact import Format, Options, Reader, Source, Written, rounding
+from lorakeet.exports.gate import live_dtype
 from lorakeet.exports.merge import merge
 from lorakeet.exports.transformers_reader import TransformersReader
 from lorakeet.exports.vllm import context_notes, length_flag
@@ -27,8 +28,8 @@ def write(source: Source, directory: Path, options: Options) -> Written:
 
 
 def read(source: Source, directory: Path) -> Reader:
-    """Load the directory with transformers."""
-    return TransformersReader.of_directory(directory)
+    """Load the directory with transformers, in the precision of the live model: few CPUs are fast in 16 bits."""
+    return TransformersReader.of_directory(directory, live_dtype(source))
 
 
 FORMAT = Format("hf", "a merged model for transformers, vLLM and whatever else reads that", tuple(DTYPES), write, read)

@@ -25,11 +25,11 @@ class TransformersReader:
         self._tokenizer = tokenizer
 
     @classmethod
-    def of_directory(cls, directory: Path) -> "TransformersReader":
-        """Load a model directory as its users do."""
+    def of_directory(cls, directory: Path, dtype: torch.dtype | None = None) -> "TransformersReader":
+        """Load a model directory as its users do; compute in `dtype`, or in that of its weights."""
         import transformers
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto")
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         return cls(f"transformers {transformers.__version__}", model, tokenizer)
 
