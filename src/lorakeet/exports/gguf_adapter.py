@@ -46,7 +46,9 @@ def write(source: Source, directory: Path, options: Options) -> Written:
         "BASE.gguf is the base model's own GGUF. Its chat template and its name decide about token ids, so take one that "
         "has the run's template; this adapter was proven over one written here from the run's base."
     )
-    return Written(dtype, (f"llama-server -m BASE.gguf --lora {{path}}/{file.name} --jinja",), (note,), LIMITS[dtype])
+    # It is read over a base in the base's own type, in which llama.cpp computes too.
+    limits = max(LIMITS[dtype], LIMITS[base_type(model)], key=lambda limit: limit.mean_kl)
+    return Written(dtype, (f"llama-server -m BASE.gguf --lora {{path}}/{file.name} --jinja",), (note,), limits)
 
 
 def check_holdable(source: Source, model: CausalLM) -> None:
