@@ -148,3 +148,10 @@ def test_check_predicts_time_and_memory_of_the_configuration_it_is_given(tmp_pat
     assert "this run on this machine, predicted from two steps: 1 step in " in out
     assert "warning: The warm-up covers the whole run (1 step), so nothing is trained" in out
     assert "warning: The learning rate 3 is far above what trains adapters" in out
+
+
+def test_missing_data_is_said_before_a_model_is_loaded(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lorakeet.training.run.load", lambda *_, **__: pytest.fail("loaded"))
+    assert main.run(["train", "demo", "no/such/file.jsonl"]) == 2
+    assert "E-DATA-1 no/such/file.jsonl" in capsys.readouterr().err

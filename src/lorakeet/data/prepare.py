@@ -14,7 +14,7 @@ from lorakeet.data.conversation import Conversation, Example, with_system_prompt
 from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import EncodedRows, encode_rows
 from lorakeet.data.formats import Notes
-from lorakeet.data.read import OnBadRow, read_conversations, stop_at_first
+from lorakeet.data.read import OnBadRow, find_files, read_conversations, stop_at_first
 from lorakeet.data.split import Repeats, find_duplicates, find_overlap, hold_out, refuse_overlap
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
@@ -54,8 +54,9 @@ class Findings:
         lines += [f"note: {text} ({count})" for text, count in self.notes.items()]
         if self.num_truncated or self.num_dropped:
             lines.append(f"truncation: {count(self.num_truncated, 'row')} shortened, {self.num_dropped:,} dropped")
-        repeats = "".join(f"; {place} repeats {earlier}" for place, earlier in self.duplicates.examples[:2])
-        lines.append(f"duplicates: {self.duplicates.count:,}{repeats}")
+        if self.duplicates.count:
+            repeats = "".join(f"; {place} repeats {earlier}" for place, earlier in self.duplicates.examples[:2])
+            lines.append(f"duplicates: {self.duplicates.count:,}{repeats}")
         if self.control_text_rows:
             rows, place = self.control_text_rows, self.control_text_place
             lines.append(f"control tokens in content: {count(rows, 'row')}, kept as text, first at {place}")
@@ -159,6 +160,13 @@ def _find(rows: list[Conversation], examples: list[Example | None], tokenizer: T
         control_text_rows=len(control),
         control_text_place=control[0] if control else "",
     )
+
+
+def require_sources(config: RunConfig) -> None:
+    """Raise DataError if data that is named is not there; nothing is read."""
+    for source in [*config.data.train, *(config.data.eval or [])]:
+        if source != "demo":
+            find_files(source)
 
 
 def read_rows(config: RunConfig) -> tuple[list[Conversation], list[Conversation]]:

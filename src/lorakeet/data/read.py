@@ -97,6 +97,11 @@ def read_conversations(
         raise DataError("E-DATA-4", "0 conversations", place=", ".join(weights), fix="Name a file that holds rows")
 
 
+def find_files(source: Source) -> list[Path | str]:
+    """Return the data files that a source stands for; a hub id stays as it is. Raises DataError if there is none."""
+    return [file for name in _weights(source) for file in _files(name)]
+
+
 def _weights(source: Source | Sequence[Source] | Mapping[str, float]) -> dict[str, float]:
     """Set the weight of every source."""
     if isinstance(source, Mapping):

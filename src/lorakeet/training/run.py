@@ -21,7 +21,7 @@ from lorakeet.chat_model import ChatModel, load
 from lorakeet.checking.bad_rows import stop_naming_check
 from lorakeet.checking.data_record import DataRecord
 from lorakeet.config import RunConfig
-from lorakeet.data.prepare import PreparedData, prepare_data
+from lorakeet.data.prepare import PreparedData, prepare_data, require_sources
 from lorakeet.files import durable
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.lora.fused import in_fused_names
@@ -60,7 +60,9 @@ def train_run(config: RunConfig, *, resume: bool, restart: bool) -> Path:
 
     Raises: LorakeetError if the user can mend something; KeyboardInterrupt, after saving, if the user stops the run.
     """
-    services(config.training_config.report_to)  # what is missing is said before anything is read
+    # What is missing is said before anything is loaded.
+    services(config.training_config.report_to)
+    require_sources(config)
     directory = Path(dist.from_main(str(choose_directory(config))))
     config = with_settings(config, output_dir=str(directory))
     with durable.writing(directory):
