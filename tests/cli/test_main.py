@@ -123,6 +123,12 @@ def test_a_run_ends_with_json_on_stdout_alone(tmp_path, tiny_model_directory, ca
         "rows.jsonl",
         "train.log",
     ]
+    proven = json.loads((run / "data.json").read_text())["proofs"]
+    assert proven["the tokens before each answer are those that inference sends"] == "24 of 24 rows"
+    assert proven["nothing that is trained on was cut off"] == "24 of 24 rows"
+    report = (run / "report.html").read_text()
+    assert "Proofs" in report
+    assert "24 of 24 rows" in report
     # A second run never overwrites the first one.
     assert main.run([*arguments, "--batch-size", "4", "--r", "2"]) == 2
     assert "E-CFG-48" in capsys.readouterr().err

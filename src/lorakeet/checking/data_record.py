@@ -1,7 +1,7 @@
 """RUN/data.json: what a run was trained on and how it was started, for whoever reads the run directory later.
 
-data in: the prepared rows, passing by one at a time → out: one small JSON file with figures, the first rows with their masks,
-rows that share a prompt but not the answer, the command and the versions.
+data in: the prepared rows, passing by one at a time → out: one small JSON file with figures, what was proven, the first rows
+with their masks, rows that share a prompt but not the answer, the command and the versions.
 """
 
 import json
@@ -21,12 +21,21 @@ from lorakeet.data.prepare import PreparedData
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import redact
 from lorakeet.files import durable
+from lorakeet.formatting import count
 from lorakeet.version import __version__
 
 FILE = "data.json"
 NUM_SHOWN = 10
 LONGEST_SHOWN = 1500
 """Tokens of a row that are kept to be shown."""
+PROVEN = (
+    "the tokens before each answer are those that inference sends",
+    "each span that is trained on decodes to the answer and its end token",
+    "the end token is one at which generation stops",
+    "no beginning-of-text token is doubled",
+    "exactly the chosen turns are trained on",
+)
+"""What data/prove.py has proven of every row, or the run would not have begun."""
 
 
 @dataclass
@@ -56,6 +65,7 @@ class DataRecord:
         content = {
             "command": command_line(),
             "statistics": self._statistics(data),
+            "proofs": self._proofs(data),
             "rows": [
                 {"place": one.example.place, "parts": list(stretches(_cut(one.example), tokenizer))} for one in self.shown
             ],
@@ -77,6 +87,14 @@ class DataRecord:
             "shortened, dropped": f"{findings.num_truncated:,}, {findings.num_dropped:,}",
             "exact duplicates": f"{findings.duplicates.count:,}",
         }
+
+    def _proofs(self, data: PreparedData) -> dict[str, str]:
+        """Return what was proven, and of how many rows."""
+        rows = len(data.train.examples) + len(data.held_out)
+        proofs = dict.fromkeys(PROVEN, f"{rows:,} of {count(rows, 'row')}")
+        cut = data.findings.num_truncated
+        whole = f"{rows - cut:,} of {count(rows, 'row')}" + (f"; {cut:,} shortened as asked for" if cut else "")
+        return proofs | {"nothing that is trained on was cut off": whole}
 
 
 def _cut(example: Example) -> Example:

@@ -34,10 +34,9 @@ class ReportedRun:
     """One for each training row and epoch: epoch, place, loss, tokens."""
     prediction: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    """Statistics of the rows, rows with their masks, the command, versions: what training wrote to data.json."""
+    """Statistics of the rows, what was proven of them, rows with their masks, the command, versions: RUN/data.json."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """What `lorakeet evaluate` measured last, with base and tuned answers."""
-    proofs: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     adapter_step: int | None = None
@@ -69,7 +68,6 @@ def read_run(directory: Path) -> ReportedRun:
         prediction=_object(directory / "prediction.json"),
         data=_object(directory / "data.json"),
         evaluation=_object(directory / "evaluation.json"),
-        proofs=_object(directory / "proofs.json"),
         identity=newest.get("identity", {}),
         versions=newest.get("versions", {}),
         adapter_step=_adapter_step(directory / "adapter"),

@@ -99,7 +99,7 @@ def _view(run: ReportedRun, ledger: Ledger) -> _View:
         forecast=_forecast(run),
         config={name: flat(section) for name, section in sections(run.config).items()},
         conflicts=run.data.get("conflicts", []),
-        proofs=flat(run.proofs),
+        proofs=flat(run.data.get("proofs") or {}),
         hashes=[(key, value) for key, value in run.identity.items() if key in _HASHES],
     )
 
