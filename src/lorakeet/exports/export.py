@@ -31,6 +31,8 @@ from lorakeet.machine.memory import free_bytes, keep_freed_memory
 
 RECORD = "lorakeet.json"
 """What every artefact brings about itself."""
+NOTED_STRENGTH = 0.05
+"""A change of the adapter's strength beyond this is worth a line, even if it is allowed."""
 ROOM_BYTES = 500_000_000
 """Memory that a proof takes beside the model: the program, activations, logits."""
 
@@ -207,6 +209,8 @@ def describe(exported: Exported) -> list[str]:
             f"KL {parity.mean_kl:.2g} nats on average, {parity.max_kl:.2g} at most",
             f"  greedy agreement {parity.greedy:.1%} over {gate.LONG} tokens{strength}",
         ]
+        if parity.strength is not None and abs(parity.strength - 1) > NOTED_STRENGTH:
+            lines.append(f"  rounding the weights to {exported.dtype} changes the adapter's strength; float32 keeps it")
         lines += [f"  {limit}" for limit in parity.limits]
         if parity.num_unsayable:
             lines.append(

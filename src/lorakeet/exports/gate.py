@@ -35,8 +35,6 @@ MOST_WORK = 2e12
 """Weights times tokens from where on that is so: about a minute on two ordinary cores."""
 TIE = 0.1
 """Two tokens whose log-probabilities are nearer than this, in nats, may change places by rounding alone."""
-STRENGTH = 0.1
-"""How far the strength of the adapter's effect may be from 1, beside what rounding makes of it by chance."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def failures(parity: Parity, limits: Limits) -> list[str]:
         found.append(
             f"the most probable token is clearly another one at {parity.parted:.1%} of positions, allowed {1 - limits.top1:.1%}"
         )
-    if parity.strength is not None and not abs(parity.strength - 1) <= STRENGTH + 3 * parity.strength_error:
+    if parity.strength is not None and not abs(parity.strength - 1) <= limits.strength + 3 * parity.strength_error:
         found.append(f"the adapter's effect arrived with {parity.strength:.2f} times its strength")
     return found
 

@@ -216,12 +216,7 @@ def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sam
     opened: list[Reporter] = []
     if dist.is_main():
         metrics = JsonlReporter(directory / "metrics.jsonl", trainer.step)
-        console = ConsoleReporter(
-            trainer.total_steps, trainer.step, title=f"training {config.model}", evaluation_every=trainer.evaluation_every
-        )
-        opened = [metrics, console]
-        if is_in_notebook():
-            opened.append(NotebookCurve(trainer.total_steps))
+        opened = [metrics, NotebookCurve(trainer.total_steps) if is_in_notebook() else _console(config, trainer)]
         if sampler.questions:
             opened.append(JsonlReporter(directory / "samples.jsonl", trainer.step, kinds=(SampleRow,)))
         opened += open_reporters(config, directory, trainer.step)
@@ -229,6 +224,12 @@ def _run_loop(directory: Path, config: RunConfig, trainer: Trainer, sampler: Sam
     saver = Saver(directory, identity, metrics, trainer.config.save_total_limit)
     with Reporters(*opened) as reporters:
         trainer.run(reporters, sampler=sampler, saver=saver)
+
+
+def _console(config: RunConfig, trainer: Trainer) -> ConsoleReporter:
+    """Open what a terminal or a pipe is shown."""
+    title, every = f"training {config.model}", trainer.evaluation_every
+    return ConsoleReporter(trainer.total_steps, trainer.step, title=title, evaluation_every=every)
 
 
 def _choose_step(directory: Path, trainer: Trainer) -> None:
