@@ -209,7 +209,11 @@ def describe(exported: Exported) -> list[str]:
             f"KL {parity.mean_kl:.2g} nats on average, {parity.max_kl:.2g} at most",
             f"  greedy agreement {parity.greedy:.1%} over {gate.LONG} tokens{strength}",
         ]
-        if parity.strength is not None and abs(parity.strength - 1) > NOTED_STRENGTH:
+        if (
+            parity.strength is not None
+            and exported.dtype not in ("float32", "f32")
+            and abs(parity.strength - 1) > NOTED_STRENGTH
+        ):
             lines.append(f"  rounding the weights to {exported.dtype} changes the adapter's strength; float32 keeps it")
         lines += [f"  {limit}" for limit in parity.limits]
         if parity.num_unsayable:
