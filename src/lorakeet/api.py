@@ -47,7 +47,7 @@ from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
-from lorakeet.training.run import forecast_config, train_run
+from lorakeet.training.run import forecast_config, load_base, train_run
 
 if TYPE_CHECKING:
     from lorakeet.serve.limits import Access, Limits
@@ -68,15 +68,7 @@ class Run(RunRecord):
         Raises: AdapterError E-ADPT-105 if the run is not finished.
         """
         self.require_finished()
-        config = self.config
-        base = chat_models.load(
-            config.model,
-            bf16=config.bf16,
-            template=config.data.template,
-            quantization=config.quantization_config,
-            system=config.data.system,
-        )
-        return base.with_adapter(self.adapter_directory)
+        return load_base(self.config).with_adapter(self.adapter_directory)
 
     def chat(self, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY) -> ChatSession:
         """Load the run and start a conversation; see `chat`."""
@@ -322,11 +314,18 @@ def evaluate(
     )
     comparison = dataclasses.replace(
         evaluation.compare(opened.load(), with_base=base),
-        others={one.directory.name: evaluation.measure(one.load(), one.directory.name) for one in beside},
+        others={name: evaluation.measure(one.load(), name) for name, one in column_names(beside).items()},
         trained_on=trained_on(rows, config) if sources else None,
     )
     keep_evaluation(opened.directory, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
     return comparison
+
+
+def column_names(runs: Sequence[Run]) -> dict[str, Run]:
+    """Name runs by their directories, and by whole paths where that would not tell two columns apart."""
+    short = [run.directory.name for run in runs]
+    taken = {"base", "tuned", *(name for name in short if short.count(name) > 1)}
+    return {str(run.directory.resolve()) if name in taken else name: run for name, run in zip(short, runs, strict=True)}
 
 
 def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:

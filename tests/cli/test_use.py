@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lorakeet
+from lorakeet import api
 from lorakeet.cli.main import run
 from lorakeet.config import dump_yaml
 
@@ -94,6 +95,12 @@ def test_evaluate_measures_both_models(trained_run, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "2 held-out conversations" in out
     assert "base" not in out
+
+
+def test_no_run_takes_the_place_of_another_column():
+    runs = [api.Run(Path(name)) for name in ("here/mine", "there/mine", "there/tuned", "other")]
+    names = list(api.column_names(runs))
+    assert names == [str(Path(name).resolve()) for name in ("here/mine", "there/mine", "there/tuned")] + ["other"]
 
 
 def test_evaluate_takes_other_rows_and_refuses_unknown_metrics(trained_run, capsys, tmp_path):

@@ -203,3 +203,15 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path, source):
         export(parts, form, tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "cache", "taken"]
     assert set(FORMATS) >= {"hf"}
+
+
+def test_the_live_model_answers_with_the_adapter_on_its_head(base, adapter):
+    """In one pass with other texts, as it does on each text alone."""
+    _, live = adapter(base(torch.float32), target_modules=["lm_head", "qkv_proj"])
+    exchanges = [([1, 5, 9], [7, 8]), ([1, 6], [4, 3, 11])]
+    found = gate.next_token_logits(live, exchanges)
+    for (prompt, answer), logits_NV in zip(exchanges, found, strict=True):
+        ids = torch.tensor([*prompt, *answer[:-1]])
+        with torch.inference_mode():
+            hidden = live(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32))
+            torch.testing.assert_close(logits_NV, live.logits(hidden)[len(prompt) - 1 :])

@@ -32,6 +32,7 @@ def test_the_curve_is_one_object_with_a_point_for_each_row(monkeypatch):
             reporter.step(step_row(1, 3.0))
             for step, loss in enumerate([3.0, 2.0, 2.5], 1):
                 reporter.log(step_row(step, loss))
+            reporter.close()
     finally:
         InteractiveShell.clear_instance()
     first, *_, last = captured.outputs
@@ -44,3 +45,13 @@ def test_the_curve_is_one_object_with_a_point_for_each_row(monkeypatch):
 
 def test_a_single_point_is_drawn():
     assert 'points="240.0,60.0"' in notebook.curve([(1, 2.0)])
+
+
+def test_a_long_run_keeps_a_curve_that_can_be_sent(monkeypatch):
+    monkeypatch.setattr(NotebookCurve, "_draw", lambda *_: None)
+    reporter = NotebookCurve(total_steps=5000)
+    for step in range(1, 5001):
+        reporter.log(step_row(step, 1.0))
+    assert 200 <= len(reporter._points) <= 400
+    assert reporter._points[0][0] == 1
+    assert reporter._points[-1][0] > 4900

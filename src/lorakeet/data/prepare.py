@@ -4,6 +4,7 @@ data in: a RunConfig, a tokenizer and its template → out: PreparedData, encode
 on the way. No model, no tensors.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError, DataError
 from lorakeet.files.cache import cache_dir
 from lorakeet.formatting import count
+
+logger = logging.getLogger(__name__)
 
 MOST_HELD_OUT = 200
 """Rows held out if the user names none; more cost time at every evaluation and say little more."""
@@ -183,7 +186,8 @@ def trained_on(rows: list[Conversation], config: RunConfig) -> Repeats | None:
     """Return which of `rows` also stand in a run's training data; None if that data cannot be read any more."""
     try:
         train = read_rows(config)[0]
-    except DataError:
+    except DataError as error:
+        logger.warning("Whether these rows were trained on is not known, since the training data cannot be read: %s", error)
         return None
     return find_overlap(train, rows)
 

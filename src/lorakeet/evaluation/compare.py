@@ -6,6 +6,7 @@ the differences are. The base model is the tuned one with its adapter switched o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
@@ -63,7 +64,7 @@ class Comparison:
         """What was measured, by name: base, tuned, the others."""
         return ({"base": self.base} if self.base is not None else {}) | {"tuned": self.tuned} | self.others
 
-    @property
+    @cached_property
     def differences(self) -> dict[str, Difference]:
         """By how much tuned is above base in every score of single answers."""
         if self.base is None or not self.tuned.answers:

@@ -4,7 +4,6 @@ data in: a run → out: Drift. The adapter was trained over the rounded base, an
 two never agree exactly; how much they differ is measured and reported.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +40,9 @@ def drift_of_base(source: Source) -> Drift | None:
     """Compare the run's model over the 16-bit base with the one that was trained; None if the base is the same."""
     if source.trained is None:
         return None
-    trained = source.trained()
-    before = reference_logits(trained)
-    trained = dataclasses.replace(trained, model=source.load())  # one model in memory at a time
-    return measure_drift(before, reference_logits(trained))
+    before = reference_logits(source.trained())  # held by nothing, so that one model at a time is in memory
+    exported = ChatModel(source.load(), source.tokenizer, source.template, source.base)
+    return measure_drift(before, reference_logits(exported))
 
 
 def reference_logits(chat_model: ChatModel) -> torch.Tensor:

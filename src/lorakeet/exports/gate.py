@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from lorakeet import progress
 from lorakeet.errors import AdapterError
@@ -232,7 +231,7 @@ def next_token_logits(model: CausalLM, exchanges: Sequence[tuple[Sequence[int], 
     )
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         hidden_ND = model(ids_T, positions_T, borders, rows_S=rows_N)
-        logits_NV = F.linear(hidden_ND, model.lm_head.weight).float().cpu()
+        logits_NV = model.logits(hidden_ND).float().cpu()
     return list(logits_NV.split([len(answer) for _, answer in exchanges]))
 
 

@@ -12,8 +12,6 @@ from lorakeet.reports.reported_run import ReportedRun, Row
 
 _NUMBERS = ("loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens")
 """What must be equal at each logged step; times and memory never are."""
-_STEP = "per_device_train_batch_size × gradient_accumulation_steps × processes"
-_IDENTITY = ("base model", "dtype", "data", "held-out data", _STEP)
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,17 @@ def compare_runs(first: ReportedRun, second: ReportedRun) -> Difference:
     shared = sorted(one.keys() & other.keys())
     return Difference(
         config=differing_keys([first.config, second.config]),
-        identity=[name for name in _IDENTITY if first.identity.get(name) != second.identity.get(name)],
+        identity=_differing_identity(first.identity, second.identity),
         versions=differing_keys([{"versions": first.versions}, {"versions": second.versions}]),
         num_shared_steps=len(shared),
         parting=next((found for step in shared if (found := _parting(step, one[step], other[step]))), None),
     )
+
+
+def _differing_identity(first: dict[str, str], second: dict[str, str]) -> list[str]:
+    """List what differs of data, base model and size of a step; the keys of the configuration, with a dot, are not meant."""
+    names = dict.fromkeys([*first, *second])
+    return [name for name in names if "." not in name and first.get(name) != second.get(name)]
 
 
 def _parting(step: int, one: Row, other: Row) -> tuple[int, str, Any, Any] | None:

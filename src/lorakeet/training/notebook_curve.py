@@ -12,6 +12,8 @@ from lorakeet.rundir.metrics_file import Reporter
 from lorakeet.rundir.rows import EvaluationRow, Row, StepRow
 
 _SECONDS_BETWEEN = 0.5
+_MOST_POINTS = 400
+"""More would not be seen, and every redrawing sends all of them."""
 
 
 def is_in_notebook() -> bool:
@@ -28,22 +30,31 @@ class NotebookCurve(Reporter):
         self._total = total_steps
         self._points: list[tuple[float, float]] = []
         self._held_out = ""
+        self._row: StepRow | None = None
         self._drawn_at = 0.0
         self._display: Any = None
 
     def step(self, row: StepRow) -> None:
         """Move the bar, now and then."""
+        self._row = row
         if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN:
             self._draw(row)
 
     def log(self, row: Row) -> None:
-        """Add a point to the curve."""
+        """Add a point to the curve, which is drawn with the next step or at the end."""
         match row:
             case StepRow():
+                self._row = row
                 self._points.append((row.step, row.loss))
-                self._draw(row)
+                if len(self._points) > _MOST_POINTS:
+                    self._points = self._points[::2]
             case EvaluationRow():
                 self._held_out = f", held-out loss {row.eval_loss:.4f}"
+
+    def close(self) -> None:
+        """Draw what came last."""
+        if self._row is not None:
+            self._draw(self._row)
 
     def _draw(self, row: StepRow) -> None:
         from IPython.display import HTML, display

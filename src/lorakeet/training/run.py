@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lorakeet import __version__, dist, progress
+from lorakeet import dist, progress
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
 from lorakeet.checking.bad_rows import stop_naming_check
@@ -51,6 +51,7 @@ from lorakeet.training.rng import seed_all
 from lorakeet.training.samples import Sampler, questions_for
 from lorakeet.training.services import open_reporters, services
 from lorakeet.training.stopping import StopRequest
+from lorakeet.version import __version__
 
 logger = logging.getLogger(__name__)
 
