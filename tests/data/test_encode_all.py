@@ -122,6 +122,21 @@ def test_damaged_cache_is_made_anew(tiny, tmp_path):
         assert encode_rows(rows, tiny, template, cache_dir=tmp_path).from_cache
 
 
+def test_a_cache_that_another_process_deletes_meanwhile_costs_nothing_but_time(tiny, tmp_path, monkeypatch):
+    rows, template = rows_of(5), template_for(tiny)
+    whole = encode_rows(rows, tiny, template, cache_dir=tmp_path)
+    load = dataset._load
+
+    def too_late(path, rows):
+        shutil.rmtree(path.parent)
+        return load(path, rows)
+
+    monkeypatch.setattr(dataset, "_load", too_late)
+    again = encode_rows(rows, tiny, template, cache_dir=tmp_path)
+    assert again == whole
+    assert not again.from_cache
+
+
 def test_cache_is_bounded_and_never_in_the_way(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_MOST_CACHED", 2)
     for count in range(1, 6):

@@ -116,7 +116,8 @@ def encode_rows(
     if cache_dir is not None:
         cached = Path(cache_dir) / cache_key(rows, tokenizer, template, options)
         if is_whole(cached):
-            return _load(cached / _FILE, rows)
+            with contextlib.suppress(OSError):  # another process may just have made room for its own rows
+                return _load(cached / _FILE, rows)
     if num_processes is None:
         num_processes = num_cores() if len(rows) >= _PARALLEL_FROM and _may_spawn() else 1
     results: list[Result] = []
