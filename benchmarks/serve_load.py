@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx
 
 from lorakeet.data.templates.template import template_for
+from lorakeet.infer.load import NamedAdapter
 from lorakeet.lora.per_row import read_adapter
 from lorakeet.serve.app import create_app
-from lorakeet.serve.served import Served, ServedAdapter
+from lorakeet.serve.served import Served
 from tests.data.conftest import trained
 from tests.serve.conftest import build_model, running, write_adapter
 
@@ -40,7 +41,7 @@ def _served(folder: Path) -> Served:
     model, tokenizer = build_model(), trained("bpe-chatml")
     served = Served("tiny", model, tokenizer, template_for(tokenizer, name="chatml"))
     for seed, name in enumerate(NAMES[1:], start=1):
-        served.adapters[name] = ServedAdapter(read_adapter(model, write_adapter(folder / name, seed)), name)
+        served.adapters[name] = NamedAdapter(read_adapter(model, write_adapter(folder / name, seed)), name)
     return served
 
 

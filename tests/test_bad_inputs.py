@@ -1,4 +1,4 @@
-"""Where each bad input is tested: the catalogue's rows about data, about a run's place, and about what is loaded.
+"""Where each bad input is tested: the catalogue's rows about data, a run's place, what is loaded, and the server.
 
 The table is held against the tests themselves, so that none can go without being missed here.
 """
@@ -12,6 +12,7 @@ TESTS = Path(__file__).parent
 CHECKPOINT, RUN, ADAPTER = "rundir/test_checkpoint.py", "cli/test_run_directory.py", "lora/test_adapter.py"
 WEIGHTS, TENSORS, CONFIG = "models/test_weights.py", "files/test_safetensors_file.py", "models/test_config.py"
 DAMAGE = f"{CHECKPOINT}::test_damage_is_named_and_the_one_before_is_used"
+SERVER = "serve/test_safety.py"
 DATA, HAVE = "data/test_bad_inputs.py", "data/test_people_have.py"
 BY_ROW = f"{DATA}::test_bad_rows_name_code_line_and_fix"
 COVERED = {
@@ -60,10 +61,20 @@ COVERED = {
     73: [f"{WEIGHTS}::test_missing_shard_is_refused", f"{WEIGHTS}::test_shard_outside_the_directory_is_refused"],
     74: ["data/test_encode_all.py::test_tokenizer_from_a_directory"],
     75: ["data/test_template.py::test_hostile_or_unprovable_templates_stop"],
+    76: [f"{SERVER}::test_bodies_that_are_none"],
+    77: [f"{SERVER}::test_bodies_that_are_none"],
+    78: [f"{SERVER}::test_other_kinds_of_body_and_unknown_paths"],
+    **{row: [f"{SERVER}::test_requests_out_of_range"] for row in (*range(79, 86), 87, 88)},
+    86: [f"{SERVER}::test_control_tokens_in_a_message_are_text"],
+    89: [f"{SERVER}::test_key_and_named_origin"],
+    90: [f"{SERVER}::test_foreign_hosts_and_origins"],
+    91: [f"{SERVER}::test_a_slow_client_is_told_so_and_a_full_queue_too"],
+    92: [f"{SERVER}::test_a_slow_client_is_told_so_and_a_full_queue_too"],
+    93: [f"{SERVER}::test_a_client_that_leaves_stops_its_generation"],
 }
 
 
-@pytest.mark.parametrize("row", [*range(1, 31), 47, 48, 50, *range(53, 76)])
+@pytest.mark.parametrize("row", [*range(1, 31), 47, 48, 50, *range(53, 94)])
 def test_every_row_has_its_tests(row):
     for place in COVERED[row]:
         file, _, name = place.partition("::")

@@ -35,6 +35,7 @@ from lorakeet.exports.hub import Pushed
 from lorakeet.exports.hub import push as push_to_hub
 from lorakeet.formatting import duration
 from lorakeet.infer.chat_session import ChatSession
+from lorakeet.infer.load import load_one_base
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
@@ -264,19 +265,21 @@ def serve(
 ) -> None:
     """Answer OpenAI's clients until a signal stops it: runs over one base, or a model; the newest run if nothing is named.
 
-    Raises: MissingExtraError without FastAPI and uvicorn; ServerError if the address needs a key, or bases differ.
+    Raises: MissingExtraError without FastAPI and uvicorn; ServerError if the address needs a key or is taken, or bases differ.
     """
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise MissingExtraError.of("fastapi", "serve", "the server")
     from lorakeet.serve.app import create_app
     from lorakeet.serve.limits import Access
-    from lorakeet.serve.load import load_served
-    from lorakeet.serve.run import check_access, run_app
+    from lorakeet.serve.run import bound_socket, check_access, run_app
+    from lorakeet.serve.served import Served
 
     access = access or Access()
     check_access(host, access)
-    served = load_served(runs, load_in_4bit=load_in_4bit)
-    run_app(create_app(served, access=access, limits=limits), host, port)
+    with bound_socket(host, port) as taken:  # a port that is taken is found before the model is loaded
+        served = Served.of(load_one_base(runs, load_in_4bit=load_in_4bit))
+        example = [*served.adapters, served.name][0]
+        run_app(create_app(served, access=access, limits=limits), taken, example)
 
 
 def evaluate(

@@ -83,14 +83,15 @@ def build_app(adapter_folder):
     """Build an application over a model of its own."""
 
     def build(*, limits=None, **access):
+        from lorakeet.infer.load import NamedAdapter
         from lorakeet.serve.app import create_app
-        from lorakeet.serve.served import Served, ServedAdapter
+        from lorakeet.serve.served import Served
 
         model, tokenizer = build_model(), trained("bpe-chatml")
         served = Served("tiny", model, tokenizer, template_for(tokenizer, name="chatml"))
         for name in ("one", "two"):
             adapter = read_adapter(model, adapter_folder / name)
-            served.adapters[name] = ServedAdapter(adapter, str(adapter_folder / name))
+            served.adapters[name] = NamedAdapter(adapter, str(adapter_folder / name))
         return create_app(served, access=Access(adapter_folders=(adapter_folder,), **access), limits=limits or Limits())
 
     return build

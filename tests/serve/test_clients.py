@@ -134,7 +134,7 @@ def test_json_answers_follow_their_schema(client):
 
 
 def test_tools_reach_the_prompt_and_calls_the_client(client, url, app, monkeypatch):
-    from lorakeet.serve import app as routes
+    from lorakeet.serve import forms
 
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
     history = [
@@ -151,8 +151,8 @@ def test_tools_reach_the_prompt_and_calls_the_client(client, url, app, monkeypat
     prompt = httpx.post(f"{url}/apply-template", json={"messages": history, "tools": [tool]}).json()["prompt"]
     assert all(part in prompt for part in ('"weather"', '"Rome"', "sunny"))
     said = 'Let me see.\n[{"name": "weather", "arguments": {"city": "Oslo"}}]'
-    parse = routes.parse_tool_calls
-    monkeypatch.setattr(routes, "parse_tool_calls", lambda text, names: parse(said, names))
+    parse = forms.parse_tool_calls
+    monkeypatch.setattr(forms, "parse_tool_calls", lambda text, names: parse(said, names))
     whole = client.chat.completions.create(model="one", messages=history, tools=[tool], **GREEDY).choices[0]
     assert (whole.finish_reason, whole.message.content) == ("tool_calls", "Let me see.")
     assert json.loads(whole.message.tool_calls[0].function.arguments) == {"city": "Oslo"}

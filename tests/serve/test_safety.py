@@ -1,5 +1,6 @@
 """Bad requests get named statuses in OpenAI's form; clients that leave or dawdle cost nothing; the end is orderly."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import httpx
 import pytest
 
 from lorakeet.errors import ServerError
-from lorakeet.serve.answers import StopText, parse_tool_calls
+from lorakeet.serve.answers import StopText
 from lorakeet.serve.limits import LOOPBACK, Access, Limits
-from lorakeet.serve.run import check_access
+from lorakeet.serve.run import bound_socket, check_access, example
+from lorakeet.serve.tool_calls import parse_tool_calls
 from tests.serve.conftest import CONTEXT, running
 
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
@@ -112,6 +114,20 @@ def test_an_open_address_needs_a_key():
         check_access(host, Access())
 
 
+def test_a_taken_port_is_one_line():
+    with bound_socket("127.0.0.1", 0) as first:
+        first.listen()
+        with pytest.raises(ServerError, match=r"E-SRV-287 cannot listen on 127.0.0.1 port \d+: Address already in use"):
+            bound_socket("127.0.0.1", first.getsockname()[1])
+
+
+def test_the_lines_that_are_printed_get_an_answer(url, capsys):
+    pytest.importorskip("openai")
+    exec(example(url, "one", has_key=False), {})
+    assert len(capsys.readouterr().out) > 1
+    assert 'os.environ["LORAKEET_API_KEY"]' in example(url, "one", has_key=True)
+
+
 def test_a_slow_client_is_told_so_and_a_full_queue_too(build_app):
     with running(build_app(limits=Limits(body_seconds=0.3, max_open=2))) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -189,6 +205,50 @@ def test_a_broken_engine_is_said_not_waited_for(build_app):
         assert httpx.get(f"{url}/health").status_code == 503
 
 
+def test_what_is_on_its_way_to_a_broken_engine_fails_too(build_app):
+    """A request that comes during the pass that breaks waits in the thread's queue, not in the engine's."""
+    app = build_app()
+    worker, breaks = app.state.server.worker, threading.Event()
+    threading.excepthook, before = (lambda args: None), threading.excepthook
+    try:
+        worker.engine.advance = lambda: breaks.wait(20) and 1 / 0
+        with running(app) as url, ThreadPoolExecutor(2) as pool:
+            first = pool.submit(post, url)
+            wait_until(lambda: worker.engine.waiting)
+            second, call = pool.submit(post, url), worker.call(lambda: "done")
+            wait_until(lambda: app.state.server.metrics.num_open == 2)
+            breaks.set()
+            for reply in (first.result(20), second.result(20)):
+                check_error(reply, 503, "E-SRV-279")
+            with pytest.raises(ServerError, match="E-SRV-279"):
+                call.result(20)
+    finally:
+        threading.excepthook = before
+
+
+def test_a_client_that_leaves_before_the_first_event_leaves_nothing_behind(app):
+    body = json.dumps({**CHAT, "stream": True, "max_tokens": 300}).encode()
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
+    scope |= {"path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "scheme": "http"}
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        await asyncio.sleep(0)
+
+    asyncio.run(app({**scope, "client": None, "server": None}, receive, send))
+    assert app.state.server.metrics.num_open == 0
+    wait_until(lambda: not app.state.server.worker.engine.living)
+
+
+def test_names_that_no_folder_can_have(url):
+    for name in ("\0", "a" * 4000, "/" + "b" * 300):
+        check_error(post(url, path="/v1/load_lora_adapter", body=json.dumps({"lora_name": "x", "lora_path": name})), 403)
+
+
 def test_health_metrics_and_the_page(url):
     post(url)
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}
@@ -208,11 +268,11 @@ def test_sigterm_drains(tmp_path):
         from tests.data.conftest import trained
         from lorakeet.data.templates.template import template_for
         from lorakeet.serve.app import create_app
-        from lorakeet.serve.run import run_app
+        from lorakeet.serve.run import bound_socket, run_app
         from lorakeet.serve.served import Served
         tokenizer = trained("bpe-chatml")
         served = Served("tiny", build_model(), tokenizer, template_for(tokenizer, name="chatml"))
-        run_app(create_app(served), "127.0.0.1", int(sys.argv[1]))
+        run_app(create_app(served), bound_socket("127.0.0.1", int(sys.argv[1])), "tiny")
     """)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

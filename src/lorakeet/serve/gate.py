@@ -95,7 +95,7 @@ class Gate:
             return True
         scheme, _, key = authorization.partition(" ")
         # In constant time, so that the answer's delay reveals nothing of the key.
-        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.access.api_key.encode())
+        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self.access.api_key.encode())
 
     def _too_large(self) -> JSONResponse:
         return error_response(413, f"the body has more than {self.limits.body_bytes} bytes", code="body_too_large")

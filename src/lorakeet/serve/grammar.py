@@ -10,8 +10,16 @@ import torch
 
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import MissingExtraError, ServerError
+from lorakeet.serve.schemas import ResponseFormat
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def schema_of(form: ResponseFormat | None) -> dict[str, Any] | None:
+    """Return the schema that an answer must follow, if any."""
+    if form is None or form.type == "text":
+        return None
+    return form.json_schema.schema_ if form.json_schema is not None and form.type == "json_schema" else ANY_OBJECT
 
 
 class Grammars:
@@ -21,8 +29,8 @@ class Grammars:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self._prepared: Any = None
 
-    def json_constraint(self, schema: dict[str, Any]) -> "JsonConstraint":
-        """Build the constraint of one answer. Raises: ServerError E-SRV-276 for a schema that is no grammar."""
+    def json_constraints(self, schema: dict[str, Any], count: int) -> list["JsonConstraint"]:
+        """Build the constraints of `count` answers. Raises: ServerError E-SRV-276 for a schema that is no grammar."""
         try:
             import llguidance
         except ImportError:
@@ -37,7 +45,7 @@ class Grammars:
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:200]
             raise ServerError("E-SRV-276", f"the schema cannot be followed: {reason}", place="response_format")
-        return JsonConstraint(matcher, self.vocab_size)
+        return [JsonConstraint(matcher.deep_copy(), self.vocab_size) for _ in range(count)]
 
 
 class JsonConstraint:

@@ -103,7 +103,7 @@ class Drawing(Strict):
     stream: bool | None = False
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    store: Literal[False] | None = None
 
 
 class Completing(Drawing):
@@ -122,6 +122,11 @@ class Completing(Drawing):
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings, however many."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
 
 class ChatRequest(Completing):
     """POST /v1/chat/completions."""
@@ -130,7 +135,7 @@ class ChatRequest(Completing):
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Literal[True] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     service_tier: Literal["auto", "default"] | None = None

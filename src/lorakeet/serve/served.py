@@ -7,6 +7,7 @@ adapters; what is computed and kept goes by the adapters' content alone.
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,10 @@ from lorakeet.data.encode import encode
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ServerError
+from lorakeet.infer.load import NamedAdapter, OneBase
 from lorakeet.infer.sampling import Sampling
-from lorakeet.lora.per_row import Adapter
 from lorakeet.models.decoder import CausalLM
 from lorakeet.serve.schemas import ChatMessage, ChatRequest, Completing, CompletionRequest, Drawing, Tool
-
-
-@dataclass(frozen=True)
-class ServedAdapter:
-    """An adapter under a name."""
-
-    adapter: Adapter
-    root: str
-    system: str | None = None
-    """The system prompt it was trained with, for conversations that bring none."""
-    created: int = field(default_factory=lambda: int(time.time()))
 
 
 @dataclass
@@ -43,15 +33,21 @@ class Served:
     template: Template
     root: str = ""
     base_hash: str | None = None
-    adapters: dict[str, ServedAdapter] = field(default_factory=dict)
+    adapters: dict[str, NamedAdapter] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, base: OneBase) -> "Served":
+        """Serve what was loaded."""
+        loaded, root = base.chat_model, str(base.chat_model.directory)
+        return cls(base.name, loaded.model, loaded.tokenizer, loaded.template, root, base.base_hash, base.adapters)
 
     @property
     def context(self) -> int:
         """Tokens of prompt and answer together."""
         return self.model.config.max_position_embeddings
 
-    def adapter(self, name: str) -> ServedAdapter | None:
+    def adapter(self, name: str) -> NamedAdapter | None:
         """Return the adapter of a name, None for the base model. Raises: ServerError E-SRV-270 for any other name."""
         if name in self.adapters or name == self.name:
             return self.adapters.get(name)
@@ -141,9 +137,10 @@ def inside(path: str, folders: Sequence[Path]) -> Path:
     """Return `path` if it lies in one of `folders`, links followed. Raises: ServerError E-SRV-277."""
     candidates = [Path(path)] if Path(path).is_absolute() else [folder / path for folder in folders]
     for candidate in candidates:
-        resolved = candidate.resolve()
-        if resolved.is_dir() and any(resolved.is_relative_to(folder.resolve()) for folder in folders):
-            return resolved
+        with suppress(OSError, ValueError):  # a name that no file can have
+            resolved = candidate.resolve()
+            if resolved.is_dir() and any(resolved.is_relative_to(folder.resolve()) for folder in folders):
+                return resolved
     raise ServerError(
         "E-SRV-277", "adapters are loaded only from folders named at the start", fix="Start the server with --adapters FOLDER"
     )

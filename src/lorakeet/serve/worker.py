@@ -8,11 +8,12 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
 
-from lorakeet.errors import LorakeetError, ServerError
+from lorakeet.errors import ServerError
 from lorakeet.infer.engine import Engine, Request, Stream
 from lorakeet.infer.mode import evaluating
 from lorakeet.models.decoder import CausalLM
@@ -25,57 +26,63 @@ class Worker:
 
     def __init__(self, model: CausalLM, *, prefix_bytes: int) -> None:
         self.engine = Engine(model, prefix_bytes=prefix_bytes)
-        self.failure: BaseException | None = None
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._is_closing = False
+        self._is_closing = self._is_over = False
+        self._end = threading.Lock()
+        """Held while the end is declared, so that nothing is put into the queue of a thread that no longer looks."""
         self._thread = threading.Thread(target=self._run, name="lorakeet-engine", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether requests can be answered."""
-        return self.failure is None and self._thread.is_alive()
+        """Whether requests can be answered."""
+        return not self._is_over
 
     def start(self, request: Request) -> Stream:
         """Put a request into the queue. Raises: ConfigError if it cannot be answered, E-SRV-279 without an engine."""
-        self._require_alive()
         stream = self.engine.prepare(request)
-        self._calls.put(lambda: self._enqueue(stream))
+        self._put(lambda: self._enqueue(stream))
         return stream
 
     def cancel(self, stream: Stream) -> None:
         """Stop a request, whether it waits, lives or has ended."""
-        self._calls.put(lambda: self.engine.cancel(stream))
+        if not stream.is_ended:
+            with suppress(ServerError):
+                self._put(lambda: self.engine.cancel(stream))
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
-        """Run `function` between two passes."""
+        """Run `function` between two passes. Raises: E-SRV-279 without an engine."""
         future: Future[T] = Future()
 
         def run() -> None:
             try:
+                if self._is_over:
+                    raise _stopped()
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
 
-        self._require_alive()
-        self._calls.put(run)
+        self._put(run)
         return future
 
     def close(self) -> None:
         """End the thread; what still lives is failed."""
-        self._calls.put(self._close)
+        with suppress(ServerError):
+            self._put(self._close)
         self._thread.join()
 
     def _close(self) -> None:
         self._is_closing = True
 
+    def _put(self, call: Callable[[], None]) -> None:
+        with self._end:
+            if self._is_over:
+                raise _stopped()
+            self._calls.put(call)
+
     def _enqueue(self, stream: Stream) -> None:
         if not stream.is_ended:
             self.engine.enqueue(stream)
-
-    def _require_alive(self) -> None:
-        if not self.is_alive:
-            raise ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again; its log says why")
 
     def _run(self) -> None:
         try:
@@ -84,10 +91,9 @@ class Worker:
                 while not self._is_closing:
                     self._obey()
                     self.engine.advance()
-        except BaseException as error:
-            self.failure = error
-            raise
         finally:
+            with self._end:
+                self._is_over = True
             self._fail_all()
 
     def _obey(self) -> None:
@@ -99,9 +105,15 @@ class Worker:
             self._calls.get_nowait()()
 
     def _fail_all(self) -> None:
-        """Tell every request that no answer will come."""
-        error: LorakeetError = ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again")
+        """Fail every request, those that were still on their way among them."""
+        while not self._calls.empty():
+            with suppress(Exception):  # the engine may be broken
+                self._calls.get_nowait()()
         for stream in (*self.engine.waiting, *self.engine.living):
-            stream.error = error
+            stream.error = _stopped()
             if stream.request.on_end is not None:
                 stream.request.on_end(stream)
+
+
+def _stopped() -> ServerError:
+    return ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again; its log says why")
