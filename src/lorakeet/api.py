@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet import chat_model as chat_models
 from lorakeet import dist, notebook, progress
+from lorakeet.adapters.adapter_file import find_adapter
 from lorakeet.adapters.run_card import run_card
 from lorakeet.chat_model import ChatModel
 from lorakeet.checking.check import CheckResult, check_rows
@@ -43,11 +44,13 @@ from lorakeet.models.config_file import load_config
 from lorakeet.reports.check_page import write_check_page
 from lorakeet.reports.difference import Difference, compare_runs
 from lorakeet.reports.reported_run import read_run
+from lorakeet.reports.reproduction import Reproduction, Trained, compare, measured, read_trained, refuse_own_run
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
-from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation
+from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation, with_settings
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
+from lorakeet.training.repeat import in_another_order, repeated_config, threads
 from lorakeet.training.run import forecast_config, load_base, train_run
 
 if TYPE_CHECKING:
@@ -349,6 +352,46 @@ def report(runs: Sequence[str | Path] = (), output: str | Path | None = None) ->
 def diff(run: str | Path, other: str | Path) -> Difference:
     """Compare two runs: configuration, data, base model, versions, and the step at which their numbers part."""
     return compare_runs(read_run(Path(run)), read_run(Path(other)))
+
+
+@dist.processes()
+def reproduce(
+    adapter: str | Path,
+    output: str | Path | None = None,
+    *,
+    data: str | Sequence[str] = (),
+    model: str | None = None,
+    resume: bool = False,
+) -> Reproduction:
+    """Train a recorded adapter again in a new run, and compare: to the bit, or with how far rounding takes two runs here.
+
+    Args:
+        adapter: a run or an adapter directory, whose lorakeet.json says how it was trained.
+        output: directory of the new run. A second one, for the yardstick, lies beside it if one is needed.
+        data, model: where to look for the data files and the base model if they are not where they were.
+        resume: go on with a repetition that was stopped.
+    Raises: DataError E-DATA-197 and 198, ModelError E-MODEL-122 if data or base changed, AdapterError E-ADPT-240 to 242.
+    """
+    first = read_trained(find_adapter(adapter))
+    refuse_own_run(first.directory, output)
+    config = repeated_config(first.record, data=[data] if isinstance(data, str) else data, model=model)
+    num_threads = int(first.record.versions["threads"])
+
+    def again(config: RunConfig, directory: str | Path | None, num_threads: int) -> tuple[Path, Trained]:
+        config = with_settings(config, output_dir=None if directory is None else str(directory))
+        with threads(num_threads):
+            run = train_run(config, resume=resume, restart=False, recorded=first.record.identity)
+        write_report_of_run(run)
+        return run, read_trained(run / "adapter")
+
+    run, second = again(config, output, num_threads)
+    found = compare(first, second, run)
+    if found.is_equal or not found.may_round_otherwise:
+        return found
+    logger.info("Not equal to the bit. Now the same once more, with its sums in another order, to see what rounding does here.")
+    other = in_another_order(config, num_threads)
+    beside, third = again(other.config, run.with_name(f"{run.name}-other-order"), other.num_threads)
+    return measured(found, first, second, third, beside, other.what)
 
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:

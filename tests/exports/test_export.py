@@ -12,9 +12,10 @@ from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError, DataError, ExportError
 from lorakeet.exports import gate
 from lorakeet.exports.artefact import Missing, Options
-from lorakeet.exports.export import RECORD, describe, export
+from lorakeet.exports.export import describe, export
 from lorakeet.exports.formats import FORMATS, find_format
 from lorakeet.exports.probes import NUM_PROBES, choose_probes
+from lorakeet.rundir.provenance import RECORD
 from tests.data.conftest import trained
 
 ROWS = [Conversation((Message("user", f"Add {i} and 3."), Message("assistant", f"It is {i + 3}."))) for i in range(3)]

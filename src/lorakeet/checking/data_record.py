@@ -5,7 +5,6 @@ with their masks, rows that share a prompt but not the answer, the command and t
 """
 
 import json
-import platform
 import shlex
 import sys
 from array import array
@@ -22,7 +21,7 @@ from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import redact
 from lorakeet.files import durable
 from lorakeet.formatting import count
-from lorakeet.version import __version__
+from lorakeet.rundir.versions import versions
 
 FILE = "data.json"
 NUM_SHOWN = 10
@@ -110,17 +109,3 @@ def command_line() -> str | None:
     if Path(sys.argv[0]).name not in ("lorakeet", "__main__.py"):
         return None
     return redact(shlex.join(["lorakeet", *sys.argv[1:]]))
-
-
-def versions() -> dict[str, str]:
-    """Name what computed."""
-    import torch
-    import transformers
-
-    return {
-        "lorakeet": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }

@@ -28,6 +28,7 @@ from lorakeet.cli import (
     merge,
     push,
     report,
+    reproduce,
     serve,
     train,
 )
@@ -60,7 +61,7 @@ def whole(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 
 for module in (
-    *(demo, doctor, train, check, evaluate, report, diff),
+    *(demo, doctor, train, check, evaluate, report, diff, reproduce),
     *(chat, serve, merge, export, push, inspect, combine, extract),
 ):
     name = module.__name__.rsplit(".", 1)[1]

@@ -6,7 +6,7 @@ Unknown keys stop with the nearest known name; nothing is ever dropped silently.
 
 from lorakeet.config.lora import LoraConfig
 from lorakeet.config.quantization import QuantizationConfig
-from lorakeet.config.resolve import dump_yaml, pairs, resolve_config, with_overrides
+from lorakeet.config.resolve import dump_yaml, pairs, resolve_config, to_values, with_overrides
 from lorakeet.config.run import DataConfig, RunConfig
 from lorakeet.config.training import TrainingConfig
 from lorakeet.config.yaml_file import load_yaml
@@ -21,5 +21,6 @@ __all__ = [
     "load_yaml",
     "pairs",
     "resolve_config",
+    "to_values",
     "with_overrides",
 ]

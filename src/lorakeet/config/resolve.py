@@ -86,9 +86,14 @@ def resolve_config(
     return RunConfig(**values)
 
 
-def dump_yaml(config: RunConfig) -> str:
-    """Write a configuration so that `load_yaml` reads back the same one."""
+def to_values(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as plain values, which RunConfig reads back as the same one."""
     values = config.model_dump(mode="json")
     if config.training_config.max_steps > 0:
         del values["training_config"]["num_train_epochs"]  # without meaning beside it, and refused
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return values
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Write a configuration so that `load_yaml` reads back the same one."""
+    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True)

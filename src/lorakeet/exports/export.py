@@ -5,8 +5,6 @@ and what was proven. What is at the path already is never touched. An artefact t
 """
 
 import dataclasses
-import importlib.metadata
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorakeet import progress
 from lorakeet.errors import AdapterError, ConfigError, ExportError
@@ -22,15 +19,14 @@ from lorakeet.exports import gate
 from lorakeet.exports.artefact import Format, Missing, Options, Source
 from lorakeet.exports.drift import Drift, drift_of_base
 from lorakeet.exports.probes import choose_probes
-from lorakeet.files.durable import new_directory, sync_directory, write_file, writing
+from lorakeet.files.durable import new_directory, sync_directory, writing
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.output import check_output
 from lorakeet.formatting import size
 from lorakeet.lora.adapter import BASE_HASH, WEIGHTS_FILE, adapter_extra
 from lorakeet.machine.memory import free_bytes, keep_freed_memory
+from lorakeet.rundir.provenance import RECORD, Provenance, find_provenance, write_record
 
-RECORD = "lorakeet.json"
-"""What every artefact brings about itself."""
 NOTED_STRENGTH = 0.05
 """A change of the adapter's strength beyond this is worth a line, even if it is allowed."""
 ROOM_BYTES = 500_000_000
@@ -68,6 +64,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
     options = options or Options()
     keep_freed_memory()  # half of the time of merging is else the kernel's, which zeroes a tensor's pages anew each time
     _check(source, form, output, options)
+    training = find_provenance(source.adapter)
     with writing(output), _draft(output, form) as draft:
         progress.report(f"writing {form.name}")
         written = form.write(source, draft, options)
@@ -93,7 +90,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
             commands=commands,
             notes=written.notes,
         )
-        write_file(draft / RECORD, _record(source, exported, draft))
+        _write_record(source, exported, training, draft)
     return exported
 
 
@@ -174,26 +171,23 @@ def _prove(source: Source, form: Format, draft: Path) -> tuple[gate.Parity | Non
     return gate.measure(source, reader, choose_probes(source)), ""
 
 
-def _record(source: Source, exported: Exported, draft: Path) -> bytes:
-    """Return what an artefact was made of, what its files are and what was proven."""
-    record: dict[str, Any] = {
-        "lorakeet": importlib.metadata.version("lorakeet"),
-        "format": exported.format,
-        "dtype": exported.dtype,
-        "base": {"name": source.base_name, "sha256": source.base_hash},
-        "adapter": {"name": source.name, "sha256": file_sha256(source.adapter / WEIGHTS_FILE)},
-        "template": source.template.name,
-        "files": {
-            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in _files(draft)
-        },
-        "parity": dataclasses.asdict(exported.parity) if exported.parity is not None else None,
-        "drift": dataclasses.asdict(exported.drift) if exported.drift is not None else None,
-        "failures": exported.failures,
-        "unchecked": exported.unchecked,
-        "commands": exported.commands,
-        "notes": exported.notes,
-    }
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+def _write_record(source: Source, exported: Exported, training: Provenance | None, draft: Path) -> None:
+    """Write what an artefact was made of, what its files are and what was proven."""
+    write_record(
+        draft,
+        format=exported.format,
+        dtype=exported.dtype,
+        base={"name": source.base_name, "sha256": source.base_hash},
+        adapter={"name": source.name, "sha256": file_sha256(source.adapter / WEIGHTS_FILE)},
+        template=source.template.name,
+        training=None if training is None else training.without_paths(),
+        parity=dataclasses.asdict(exported.parity) if exported.parity is not None else None,
+        drift=dataclasses.asdict(exported.drift) if exported.drift is not None else None,
+        failures=exported.failures,
+        unchecked=exported.unchecked,
+        commands=exported.commands,
+        notes=exported.notes,
+    )
 
 
 def describe(exported: Exported) -> list[str]:

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from lorakeet.checking.check import CheckResult
-from lorakeet.checking.data_record import command_line, versions
+from lorakeet.checking.data_record import command_line
 from lorakeet.checking.show import report_lines, stretches
 from lorakeet.reports.page import render, write_page
+from lorakeet.version import __version__
 
 
 def write_check_page(path: Path, result: CheckResult) -> None:
@@ -29,7 +30,7 @@ def check_html(result: CheckResult) -> str:
         sources=config.data.train,
         date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         command=command_line(),
-        version=versions()["lorakeet"],
+        version=__version__,
         report=report,
         lines=[line for line in report_lines(report) if not line.startswith(("  ", "lengths:"))],
         rows=[(one.conversation.place, list(stretches(one.example, result.tokenizer))) for one in result.shown],

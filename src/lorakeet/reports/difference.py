@@ -9,9 +9,7 @@ from typing import Any
 
 from lorakeet.formatting import count
 from lorakeet.reports.reported_run import ReportedRun, Row
-
-_NUMBERS = ("loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens")
-"""What must be equal at each logged step; times and memory never are."""
+from lorakeet.rundir.provenance import NUMBERS
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def _differing_identity(first: dict[str, str], second: dict[str, str]) -> list[s
 
 
 def _parting(step: int, one: Row, other: Row) -> tuple[int, str, Any, Any] | None:
-    name = next((name for name in _NUMBERS if one.get(name) != other.get(name)), None)
+    name = next((name for name in NUMBERS if one.get(name) != other.get(name)), None)
     return None if name is None else (step, name, one.get(name), other.get(name))
 
 

@@ -6,11 +6,9 @@ last; then it is compared with what is in memory, renamed into place, read back,
 Reading takes the newest one whose manifest holds, and names those it passed over. Everything is safetensors and JSON.
 """
 
-import functools
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +24,14 @@ from lorakeet.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from lorakeet.files import durable
 from lorakeet.files.hashing import file_sha256
 from lorakeet.files.safetensors_file import read_tensors, write_tensors
-from lorakeet.rundir.identity import DECIDED_KEYS, HELD_OUT, default_of
+from lorakeet.rundir.identity import BASE_MODEL, DATA, DECIDED_KEYS, HELD_OUT, default_of
+from lorakeet.rundir.versions import versions
 
 FORMAT = 1
 MANIFEST, VALUES = "manifest.json", "state.json"
 _TENSOR_FILES = ("params", "moments", "rng")
 _FILES = (VALUES, *(f"{name}.safetensors" for name in _TENSOR_FILES))
-_DATA_KEYS = ("data", HELD_OUT)
+_DATA_KEYS = (DATA, HELD_OUT)
 _FEWEST = 2  # checkpoints kept: one alone could be damaged
 _SHOWN = 12  # characters of a hash
 
@@ -280,10 +279,10 @@ def _require_identity(path: Path, then: Mapping[str, str | None], now: Mapping[s
         hashes = f"its hash is {str(now.get(key))[:_SHOWN]}, was {str(then.get(key))[:_SHOWN]}"
         kind = "training data" if key == "data" else key
         raise DataError("E-DATA-30", f"the {kind} changed since: {hashes}", place=str(path), fix=f"Resume {fix}")
-    if "base model" in differing:
+    if BASE_MODEL in differing:
         raise CheckpointError(
             "E-CKPT-64",
-            f"belongs to the base model {then.get('base model')}, not to {now.get('base model')}",
+            f"belongs to the base model {then.get(BASE_MODEL)}, not to {now.get(BASE_MODEL)}",
             place=str(path),
             fix=f"Resume {fix}",
         )
@@ -294,30 +293,10 @@ def _require_identity(path: Path, then: Mapping[str, str | None], now: Mapping[s
 
 def _note_versions(path: Path, then: dict[str, str], note: Callable[[str], None]) -> None:
     """Warn of what else differs; training goes on correctly, though perhaps not to the same last bit."""
-    changed = [f"{key} {then.get(key)} is now {value}" for key, value in versions().items() if then.get(key) != value]
+    now = versions()
+    changed = [f"{key} {value} is now {now[key]}" for key, value in then.items() if now.get(key, value) != value]
     if changed:
         note(f"{path}: {', '.join(changed)}. The run goes on, but may end with other last bits.")
-
-
-def versions() -> dict[str, str]:
-    """Name what computes: another one may round in another way."""
-    return {
-        "lorakeet": _code_hash(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-@functools.cache
-def _code_hash() -> str:
-    """Hash this package's source, which says more than its version."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cpp", ".h")):
-        digest.update(f"{file.relative_to(root)} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()[:_SHOWN]
 
 
 def check_manifest(path: Path) -> dict[str, Any]:

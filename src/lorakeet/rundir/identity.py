@@ -6,7 +6,7 @@ run is compared with.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -15,8 +15,9 @@ from lorakeet import dist
 from lorakeet.config import LoraConfig, QuantizationConfig, RunConfig, TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.prepare import PreparedData
+from lorakeet.errors import DataError
 
-HELD_OUT = "held-out data"
+BASE_MODEL, DATA, HELD_OUT = "base model", "data", "held-out data"
 SECTIONS: dict[str, type[BaseModel]] = {
     "training_config": TrainingConfig,
     "peft_config": LoraConfig,
@@ -62,9 +63,9 @@ class Identity:
     def to_dict(self) -> dict[str, str]:
         """Return names and texts, as checkpoints keep them."""
         return {
-            "base model": self.base_model,
+            BASE_MODEL: self.base_model,
             "dtype": self.dtype,
-            "data": self.data,
+            DATA: self.data,
             HELD_OUT: self.held_out_data,
             "per_device_train_batch_size × gradient_accumulation_steps × processes": str(self.rows_of_a_step),
             **self.settings,
@@ -87,6 +88,18 @@ def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: s
             if key not in _FREE_KEYS
         },
     )
+
+
+def require_recorded_rows(now: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+    """Raise DataError E-DATA-198 if the rows of a run are not those of the recorded one that it repeats."""
+    for name, rows in ((DATA, "the training data"), (HELD_OUT, "the held-out data")):
+        if now[name] != recorded[name]:
+            raise DataError(
+                "E-DATA-198",
+                f"{rows} is not encoded as it was: the hash of its rows is {now[name][:12]}, was {recorded[name][:12]}",
+                fix="Use the versions of lorakeet and of its packages that the adapter's lorakeet.json names, or, for a data "
+                "set of the hub, the revision of that day",
+            )
 
 
 def default_of(name: str) -> str | None:

@@ -5,11 +5,12 @@ claim the directory, load the model, prepare the rows, put adapters in, resume i
 The steps themselves are in loop.py.
 """
 
+import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from lorakeet import dist, progress
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.chat_model import ChatModel, load
 from lorakeet.checking.bad_rows import stop_naming_check
+from lorakeet.checking.data_record import FILE as DATA_FILE
 from lorakeet.checking.data_record import DataRecord
-from lorakeet.config import RunConfig
+from lorakeet.config import RunConfig, to_values
 from lorakeet.data.prepare import PreparedData, prepare_data, require_sources
 from lorakeet.files import durable
-from lorakeet.lora.adapter import save_adapter
+from lorakeet.files.hashing import file_sha256
+from lorakeet.lora.adapter import WEIGHTS_FILE, save_adapter
 from lorakeet.lora.fused import in_fused_names
 from lorakeet.lora.inject import inject
 from lorakeet.lora.targets import find_targets
@@ -33,12 +36,14 @@ from lorakeet.models.recompute import recompute_activations
 from lorakeet.models.tokenizer_files import copy_tokenizer
 from lorakeet.rundir import checkpoint
 from lorakeet.rundir.directory import check_directory, choose_directory, move_aside
-from lorakeet.rundir.identity import run_identity
+from lorakeet.rundir.identity import BASE_MODEL, require_recorded_rows, run_identity
 from lorakeet.rundir.log import run_log
 from lorakeet.rundir.metrics_file import JsonlReporter, Reporter
+from lorakeet.rundir.provenance import DataFile, Provenance, base_model, data_files, logged_steps, write_record
 from lorakeet.rundir.record import RunRecord, with_settings, write_config
 from lorakeet.rundir.row_ledger import RowLedger
 from lorakeet.rundir.rows import SampleRow
+from lorakeet.rundir.versions import commit, kernels, versions
 from lorakeet.training.adapted_layers import check_adapted_layers
 from lorakeet.training.best_evaluation import require_evaluations
 from lorakeet.training.describe import describe, doubts
@@ -56,8 +61,10 @@ from lorakeet.version import __version__
 logger = logging.getLogger(__name__)
 
 
-def train_run(config: RunConfig, *, resume: bool, restart: bool) -> Path:
+def train_run(config: RunConfig, *, resume: bool, restart: bool, recorded: Mapping[str, str] | None = None) -> Path:
     """Train as `config` says and return the run directory. Every process of a distributed run calls it.
+
+    `recorded` is the identity of a run that this one repeats: other rows than its own are refused before any step.
 
     Raises: LorakeetError if the user can mend something; KeyboardInterrupt, after saving, if the user stops the run.
     """
@@ -71,7 +78,7 @@ def train_run(config: RunConfig, *, resume: bool, restart: bool) -> Path:
     with StopRequest() as stop, _claimed(directory) as start_log:
         for note in config.notes:
             logger.info("Note: %s.", note)
-        _train(directory, config, stop, is_resumed=resume and not is_new, start_log=start_log)
+        _train(directory, config, stop, is_resumed=resume and not is_new, start_log=start_log, recorded=recorded)
     return directory
 
 
@@ -86,7 +93,13 @@ def _claimed(directory: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def _train(
-    directory: Path, config: RunConfig, stop: StopRequest, *, is_resumed: bool, start_log: Callable[[Path], None]
+    directory: Path,
+    config: RunConfig,
+    stop: StopRequest,
+    *,
+    is_resumed: bool,
+    start_log: Callable[[Path], None],
+    recorded: Mapping[str, str] | None,
 ) -> None:
     """Load, prepare, train and save in a directory that is ours alone."""
     with stop.droppable(), progress.shown():
@@ -111,9 +124,11 @@ def _train(
         sampler = Sampler(chat_model, questions, max_new_tokens=config.training_config.sample_max_new_tokens)
         with dist.one_of_each_machine_first():
             base_hash = weights.fingerprint(chat_model.directory)
+            files = data_files(config)
         trainer = build_trainer(config, chat_model, data, stop)
         identity = run_identity(config, data, base_hash, str(chat_model.model.lm_head.weight.dtype)).to_dict()
         require_same(identity)
+        require_recorded_rows(identity, recorded or identity)
         resumed_from = _load_checkpoint(directory, identity, trainer) if is_resumed else None
     if dist.is_main():
         durable.require_space(directory, trainer.checkpoint_bytes * checkpoint.num_to_come(directory))
@@ -138,7 +153,7 @@ def _train(
     compare_forecast(directory, trainer, predicted)
     if dist.is_main():
         _choose_step(directory, trainer)
-        _save_adapter(directory, config, trainer, chat_model.directory, base_hash)
+        _save_adapter(directory, config, trainer, chat_model.directory, identity, files)
     dist.barrier()
 
 
@@ -243,9 +258,12 @@ def _choose_step(directory: Path, trainer: Trainer) -> None:
         trainer.load_state(checkpoint.load_checkpoint(path))
 
 
-def _save_adapter(directory: Path, config: RunConfig, trainer: Trainer, base: Path, base_hash: str) -> None:
-    """Write the adapter with its tokenizer, ready for PEFT."""
+def _save_adapter(
+    directory: Path, config: RunConfig, trainer: Trainer, base: Path, identity: dict[str, str], files: tuple[DataFile, ...]
+) -> None:
+    """Write the adapter with its tokenizer, ready for PEFT, and what it was made of."""
     target, base_name = RunRecord(directory).adapter_directory, registry.public_name(config.model, base)
+    base_hash = identity[BASE_MODEL]
     with durable.writing(target), durable.new_directory(target, replace=True) as draft:
         with trainer.inference_weights():
             save_adapter(
@@ -257,6 +275,37 @@ def _save_adapter(directory: Path, config: RunConfig, trainer: Trainer, base: Pa
             )
         copy_tokenizer(base, draft)
         write_run_card(draft, directory, config, base_name=base_name, step=trainer.step, base_hash=base_hash)
+        steps = logged_steps(directory / "metrics.jsonl")
+        training = Provenance(
+            config=to_values(with_settings(config, output_dir=None)),
+            base=base_model(base, base_name, base_hash),
+            data=files,
+            identity={name: value for name, value in identity.items() if "." not in name},
+            versions=versions() | kernels(trainer.model),
+            commit=commit(),
+            began_with=_other_beginning(directory),
+            steps=steps,
+            step=trainer.step,
+            loss=steps[-1]["loss"],
+            sha256=file_sha256(draft / WEIGHTS_FILE),
+        )
+        write_record(
+            draft,
+            format="adapter",
+            dtype="float32",
+            base={"name": base_name, "sha256": base_hash},
+            adapter={"name": directory.resolve().name, "sha256": training.sha256},
+            template=config.data.template or "",
+            training=training,
+        )
+
+
+def _other_beginning(directory: Path) -> dict[str, str]:
+    """Return the versions and the machine that the run began with, if they are not those of now; {} if they are."""
+    began: dict[str, str] = {}
+    with suppress(OSError, ValueError):  # a run of an early version has no such file
+        began = json.loads((directory / DATA_FILE).read_text(encoding="utf-8"))["versions"]
+    return {} if began == versions() else began
 
 
 def _log_setting(config: RunConfig, trainer: Trainer) -> None:

@@ -21,6 +21,11 @@ def can_attend(q_THE: torch.Tensor, parents: torch.Tensor | None) -> bool:
     return q_THE.device.type == "cuda" and q_THE.dtype in (torch.float16, torch.bfloat16) and parents is None
 
 
+def name() -> str:
+    """Name the kernel that `attend` calls."""
+    return "flash-attn" if _has_flash_attn() else "PyTorch's flash attention"
+
+
 def attend(
     q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
 ) -> torch.Tensor:

@@ -46,6 +46,13 @@ def attention(
     return attention_op(q_THE, k_TKE, v_TKE, cu_seqlens, parents, window)[0]
 
 
+def backend(q_THE: torch.Tensor) -> str:
+    """Name the code that attends with such queries here, of documents that share nothing."""
+    if cuda.can_attend(q_THE, None):
+        return cuda.name()
+    return "native kernel" if native.can_attend(q_THE) else "blocks of PyTorch products"
+
+
 # An operator of its own, so that a compiled layer is one graph around it.
 
 
