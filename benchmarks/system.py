@@ -17,7 +17,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,16 @@ ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
 
 
-def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
-    """Run the project's own step."""
+def lorakeet(
+    model_dir: Path,
+    rows: list[Example],
+    batch: int,
+    r: int,
+    targets: list[str],
+    *,
+    after_step: Callable[[], None] = lambda: None,
+) -> list[dict]:
+    """Run the project's own step, and call `after_step` behind each."""
     from lorakeet.config import LoraConfig, TrainingConfig
     from lorakeet.lora.inject import inject
     from lorakeet.machine.memory import keep_few_products, keep_freed_memory
@@ -58,6 +66,7 @@ def lorakeet(model_dir: Path, rows: list[Example], batch: int, r: int, targets: 
         start = time.perf_counter()
         outcome = train_step(model, [pack_for(model, part)], optimizer, 1.0)
         steps.append(_step(part, time.perf_counter() - start, outcome.loss))
+        after_step()
     return steps
 
 
