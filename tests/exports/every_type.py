@@ -29,6 +29,9 @@ ARTEFACTS = [*(("gguf", dtype) for dtype in TYPES), ("gguf-adapter", "f32"), ("o
 LEAST_TOP1 = {"f32": 1.0, "q8_0": 0.97}
 MOST_GAP = {"f32": 0.001, "f16": 0.01, "bf16": 0.1}
 """How far apart two tokens may be, in nats, for a rounding of this kind to choose the other one."""
+LOST = {"q4_1"}
+"""The demo's base weights lie on this type's very grid: each merged weight is rounded back to the base's, and the adapter is
+gone. The gate must refuse it."""
 NUM_TEXTS, NUM_TOKENS = 20, 48
 TRAINED_STEPS = 40
 
@@ -42,10 +45,11 @@ def main(run: str | None = None) -> None:
         for form, dtype in ARTEFACTS:
             output = Path(folder) / f"{form}-{dtype}"
             start = time.perf_counter()
-            exported = opened.export(form, output, dtype=dtype)
+            exported = opened.export(form, output, dtype=dtype, force=dtype in LOST)
             seconds = time.perf_counter() - start
             parity = exported.parity
             assert parity is not None, exported.unchecked
+            failed += [f"{form} {dtype}: passed"] if dtype in LOST and not exported.failures else []
             failed += [f"{form} {dtype}: top-1 {parity.top1:.2%}"] if parity.top1 < LEAST_TOP1.get(dtype, 0) else []
             print("\n".join(describe(exported)))
             print(

@@ -75,7 +75,7 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
                 "E-EXP-200",
                 f"{form.name} does not answer as the run does: {'; '.join(failed)}",
                 place=str(output),
-                fix="Nothing was left there; keep it all the same with --force",
+                fix=f"Nothing was left there. {_remedy(parity, written.dtype)}--force keeps it all the same",
             )
         commands = tuple(_at_place(command, output, form, draft) for command in written.commands)
         exported = Exported(
@@ -92,6 +92,12 @@ def export(source: Source, form: Format, output: Path, options: Options | None =
         )
         _write_record(source, exported, training, draft)
     return exported
+
+
+def _remedy(parity: gate.Parity | None, dtype: str) -> str:
+    """Name the way out if weights rounded to a few bits are all that can be the reason."""
+    is_rounding = parity is not None and parity.ids_are_equal and not parity.missing_stops and dtype.startswith(("q4", "q5"))
+    return f"{dtype} rounds too much of this model away: take q8_0, or --format gguf-adapter; " if is_rounding else ""
 
 
 def _check(source: Source, form: Format, output: Path, options: Options) -> None:

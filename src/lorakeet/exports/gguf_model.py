@@ -36,13 +36,14 @@ _LAYER_NAMES = {
 }
 _DEFAULT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 # llama.cpp multiplies in the weights' own type: activations are rounded to 16 or 8 bits too, unlike in the live model.
+# Below eight bits the limits are about twice what rounding cost a model of 135 M weights, the worst there is.
 LIMITS = {
     "f32": EXACT,
     "f16": HALF,
     "bf16": BRAIN,
     "q8_0": Limits(mean_kl=0.02, top1=0.95),
-    "q5_1": Limits(mean_kl=0.1, top1=0.85),
-    "q5_0": Limits(mean_kl=0.1, top1=0.85),
+    "q5_1": Limits(mean_kl=0.2, top1=0.85),
+    "q5_0": Limits(mean_kl=0.2, top1=0.85),
     "q4_1": Limits(mean_kl=0.3, top1=0.75),
     "q4_0": Limits(mean_kl=0.3, top1=0.75),
 }
