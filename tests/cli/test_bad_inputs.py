@@ -207,5 +207,6 @@ def test_what_would_change_learning_and_cannot_be_honoured_stops(key, value, ref
     assert line.startswith(f"E-CFG-108 training_config.{key} cannot be honoured as ")
 
 
-def test_dora_stops(refuse):
-    assert refuse("--set", "peft_config.use_dora=true").startswith("E-CFG-108 peft_config.use_dora cannot be honoured")
+def test_variants_of_lora_that_are_not_here_stop(refuse):
+    line = refuse("--set", "peft_config.lora_bias=true")
+    assert line.startswith("E-CFG-108 peft_config.lora_bias cannot be honoured")

@@ -136,7 +136,7 @@ def test_a_harmless_value_says_nothing_and_an_inert_key_says_what_stands_in_its_
         "training_config.overwrite_output_dir is not used: an existing run is never overwritten; "
         "go on with resume, or begin again with restart",
     )
-    assert LoraConfig(use_dora=False, inference_mode=False).notes[0].startswith("peft_config.inference_mode is not ")
+    assert LoraConfig(lora_bias=False, inference_mode=False).notes[0].startswith("peft_config.inference_mode is not ")
 
 
 @pytest.mark.parametrize("value", [1, "no", 0.5, True])

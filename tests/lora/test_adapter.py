@@ -194,7 +194,7 @@ def test_pickle_is_refused_and_never_run(saved: Path, toy: Build, tmp_path: Path
         ({"r": 0}, "E-ADPT-67", "r is 0"),
         ({"r": "2; import os"}, "E-ADPT-67", "r is"),
         ({"peft_type": "LOHA"}, "E-ADPT-67", "LOHA"),
-        ({"use_dora": True}, "E-ADPT-103", "use_dora"),
+        ({"use_dora": True}, "E-ADPT-66", "6 keys missing"),
         ({"lora_bias": True}, "E-ADPT-103", "lora_bias"),
         ({"alora_invocation_tokens": [1]}, "E-ADPT-103", "alora_invocation_tokens"),
         ({"trainable_token_indices": [1]}, "E-ADPT-103", "trainable_token_indices"),

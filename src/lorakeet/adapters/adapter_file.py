@@ -6,7 +6,7 @@ Legend: R rank, I input width, O output width. Embeddings have I = vocabulary; c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lorakeet.lora.tensor_file import read_tensors, write_tensors
 from lorakeet.models.tokenizer_files import copy_tokenizer
 from lorakeet.rundir.record import CONFIG, RunRecord
 
+MAGNITUDE = "lora_magnitude_vector"
 LINEAR, EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
 _FOLDED = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 
@@ -38,6 +39,8 @@ class Pair:
     """(O, R), or (O, R, 1, ...)."""
     scaling: float
     is_embedding: bool = False
+    magnitude: Tensor | None = None
+    """DoRA: the length of each row of weight and update together, (O,)."""
 
     @property
     def r(self) -> int:
@@ -51,8 +54,8 @@ class Pair:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in A and B."""
-        return self.A.numel() + self.B.numel()
+        """Numbers that were trained."""
+        return self.A.numel() + self.B.numel() + (0 if self.magnitude is None else self.magnitude.numel())
 
     def norm(self) -> float:
         """Compute the Frobenius norm of the update, from products of R by R."""
@@ -77,6 +80,11 @@ class AdapterFile:
     """What we have noted in the weights file; {} if another tool wrote it."""
     is_literal: bool = True
     """Whether target_modules are names; if not, they are a regular expression, which is never run."""
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether rows have trained lengths, so that the adapter is no sum of weight and update."""
+        return any(pair.magnitude is not None for pair in self.pairs.values())
 
     @property
     def base_hash(self) -> str | None:
@@ -116,7 +124,8 @@ def read_adapter(path: str | Path) -> AdapterFile:
             if name.endswith(f".{end_A}"):
                 path_of = name.removesuffix(f".{end_A}")
                 other = found.pop(f"{path_of}.{end_B}", None)
-                pairs[path_of] = _pair(path_of, found.pop(name), other, config, directory, end_A == EMBEDDING[0])
+                pair = _pair(path_of, found.pop(name), other, config, directory, end_A == EMBEDDING[0])
+                pairs[path_of] = replace(pair, magnitude=found.pop(f"{path_of}.{MAGNITUDE}", None))
     halves = [name for name in found if ".lora_" in name]
     if halves or not pairs:
         what = f"{halves[0]} has no counterpart" if halves else "holds no LoRA pair"
@@ -161,6 +170,8 @@ def write_adapter(
     for path, pair in pairs.items():
         end_A, end_B = EMBEDDING if pair.is_embedding else LINEAR
         tensors[f"{path}.{end_A}"], tensors[f"{path}.{end_B}"] = _filled(pair.A.float(), r, 0), _filled(pair.B_scaled, r, 1)
+        if pair.magnitude is not None:
+            tensors[f"{path}.{MAGNITUDE}"] = pair.magnitude.contiguous()
     config = config.model_copy(update={**_FOLDED, "r": r, "lora_alpha": float(r)})
     write_tensors(directory / WEIGHTS_FILE, {PREFIX + name: tensor for name, tensor in tensors.items()}, note)
     write_config(directory, to_peft(config, list(config.target_modules), base_name))

@@ -158,10 +158,11 @@ def _checked_weights(adapters: Sequence[AdapterFile], weights: Sequence[float] |
 def _check_addable(adapters: Sequence[AdapterFile]) -> None:
     """Refuse adapters of different bases, and parts that are no update and so cannot be added."""
     for adapter in adapters:
-        if adapter.others:
+        if adapter.others or adapter.has_dora:
+            more = ", ".join(list(adapter.others)[:_SHOWN]) or "trained lengths (DoRA)"
             raise AdapterError(
                 "E-ADPT-230",
-                f"holds more than updates: {', '.join(list(adapter.others)[:_SHOWN])}",
+                f"holds more than updates: {more}",
                 place=str(adapter.directory),
                 fix="Merge it into its base model instead: lorakeet merge",
             )

@@ -29,6 +29,8 @@ def vllm_refusals(adapter: AdapterFile) -> list[str]:
     refusals = []
     if adapter.others:
         refusals.append(f"it takes neither saved modules nor biases ({some(adapter.others)})")
+    if adapter.has_dora:
+        refusals.append("it takes no DoRA")
     embeddings = [path for path, pair in adapter.pairs.items() if pair.is_embedding]
     if embeddings:
         refusals.append(f"its Phi-3 takes no update of {some(embeddings)}")
@@ -71,4 +73,6 @@ def _by_vllm(adapter: AdapterFile) -> str:
 def _by_llama_cpp(adapter: AdapterFile) -> str:
     if adapter.others:
         return f"no: a GGUF adapter holds neither saved modules nor biases ({some(adapter.others)})"
+    if adapter.has_dora:
+        return "only merged: lorakeet export --format gguf; a GGUF adapter holds no DoRA"
     return "through lorakeet export --format gguf-adapter"

@@ -30,6 +30,7 @@ class Inspection:
     scalings: dict[float, int]
     """How many layers are scaled by how much."""
     use_rslora: bool
+    use_dora: bool
     targets: list[str]
     """Last parts of the adapted layers' names."""
     num_layers: int
@@ -65,6 +66,7 @@ def inspect(path: str | Path) -> Inspection:
         ranks=_counted(pair.r for pair in pairs.values()),
         scalings=_counted(pair.scaling for pair in pairs.values()),
         use_rslora=adapter.config.use_rslora,
+        use_dora=adapter.has_dora,
         targets=sorted({path.rpartition(".")[2] for path in pairs}),
         num_layers=len(pairs),
         num_parameters=_num_parameters(adapter),
@@ -84,7 +86,9 @@ def describe(found: Inspection) -> list[str]:
     lines = [
         f"adapter     {found.directory} ({size(found.num_bytes)}, sha256 {found.sha256[:16]}…)",
         f"base        {found.base_name or 'not named'}" + (f" (weights {found.base_hash[:16]}…)" if found.base_hash else ""),
-        f"rank        {_counts(found.ranks)}; scaling {_counts(found.scalings)}" + (" (rsLoRA)" if found.use_rslora else ""),
+        f"rank        {_counts(found.ranks)}; scaling {_counts(found.scalings)}"
+        + (" (rsLoRA)" if found.use_rslora else "")
+        + (", DoRA" if found.use_dora else ""),
         f"layers      {found.num_layers}: {', '.join(found.targets)}",
         f"parameters  {found.num_parameters:,} in {', '.join(found.dtypes)}",
     ]

@@ -49,6 +49,10 @@ class LoraConfig(StrictModel):
     """Modules trained in full and saved with the adapter."""
     use_rslora: bool = False
     """Divide lora_alpha by sqrt(r) instead of r."""
+    use_dora: bool = False
+    """Train the length of each row of weight and update beside its direction (DoRA); for linear layers.
+
+    Source: Liu et al. 2024, arXiv:2402.09353."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     """Ranks of single modules: {module path or its end: r}."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)

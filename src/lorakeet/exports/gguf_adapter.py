@@ -16,7 +16,7 @@ from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, 
 from lorakeet.exports.gguf_file import GgufFile, Planned, require_gguf
 from lorakeet.exports.gguf_model import ARCHITECTURE, LIMITS, add_base_model, base_type, gguf_name, write_model
 from lorakeet.exports.llama_cpp import read_gguf
-from lorakeet.lora.inject import lora_layers
+from lorakeet.lora.inject import lora_layers, trained_updates
 from lorakeet.lora.layers import LinearLoRA
 from lorakeet.lora.peft_config import read_config
 from lorakeet.models import weights
@@ -59,6 +59,7 @@ def check_holdable(source: Source, model: CausalLM) -> None:
     config, _ = read_config(source.adapter)
     lost = [f"the saved module {name}" for name in config.modules_to_save or ()]
     lost += [f"trained biases ({config.bias})"] if config.bias != "none" else []
+    lost += ["trained lengths (DoRA)"] if config.use_dora else []
     lost += [f"the update of {path}" for path, layer in lora_layers(model) if not isinstance(layer, LinearLoRA)]
     if model.config.tie_word_embeddings:
         lost += [f"the update of {path}" for path, _ in lora_layers(model) if path == "lm_head"]
@@ -73,7 +74,7 @@ def check_holdable(source: Source, model: CausalLM) -> None:
 
 def lora_tensors(model: CausalLM) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the file's one alpha, and A and B of every layer, scaled so that alpha / rank makes every layer's scaling."""
-    layers = dict(lora_layers(model))
+    layers = dict(trained_updates(model))
     first = next(iter(layers.values()))
     alpha = first.scaling * first.peft_rank
     tensors: dict[str, torch.Tensor] = {}

@@ -57,15 +57,15 @@ def merged_tensors(
     layers = dict(lora_layers(model))
     for name, parameter in parameters:
         path, _, leaf = name.rpartition(".")
-        if path not in layers:
-            yield name, parameter.detach().to(dtype)
-        elif leaf == "weight":
+        if leaf.startswith("lora_"):
+            continue
+        if path in layers and leaf == "weight":
             merged = layers[path].merged_weight(dtype)
             # The extremes are finite only if everything is; isfinite would take longer than the merging.
             if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(merged)):
                 raise AdapterError("E-ADPT-109", f"merging makes {name} infinite or NaN in {dtype}", fix="Merge in float32")
             yield name, merged
-        elif not leaf.startswith("lora_"):
+        else:
             yield name, parameter.detach().to(dtype)
 
 

@@ -86,8 +86,9 @@ def _split(path: str, rows: torch.Tensor, config: DecoderConfig) -> Iterator[tup
 
 def _split_pairs(adapter: AdapterFile, config: DecoderConfig) -> Iterator[tuple[str, Pair]]:
     for path, pair in adapter.pairs.items():
+        lengths = {} if pair.magnitude is None else dict(_split(path, pair.magnitude, config))
         for part, B in _split(path, pair.B, config):
-            yield part, Pair(pair.A, B, pair.scaling, pair.is_embedding)
+            yield part, Pair(pair.A, B, pair.scaling, pair.is_embedding, lengths.get(part))
 
 
 def read(source: Source, directory: Path) -> Reader | Missing:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
-from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove
-from lorakeet.lora.merging import MergeableLayer
+from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove, trained_updates
 from lorakeet.lora.peft_config import read_config, to_peft, write_config
 from lorakeet.lora.starts import loftq
-from lorakeet.lora.targets import matches_any, target_of
+from lorakeet.lora.targets import matches_any, places, target_of
 from lorakeet.lora.tensor_file import read_tensors, write_tensors
+from lorakeet.lora.update import Update
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -49,7 +49,7 @@ def save_adapter(
         AdapterError: E-ADPT-68 for a tensor that is not finite, E-ADPT-106 if there is nothing to save.
     """
     model = _unwrapped(model)
-    layers = dict(lora_layers(model))
+    layers = dict(trained_updates(model))
     if not layers:
         raise AdapterError("E-ADPT-106", "the model has no LoRA layer, so there is nothing to save", fix="Call inject")
     config = _describe(model, layers, config)
@@ -149,12 +149,12 @@ def weights_path(folder: Path) -> Path:
 def _adapter_tensors(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
     """Return the tensors that make up the adapter, under PEFT's names without its prefix."""
     tensors: dict[str, Tensor] = {}
-    for path, layer in lora_layers(model):
+    for path, layer in trained_updates(model):
         tensors.update({f"{peft_path(model, path)}.{name}": tensor for name, tensor in layer.to_peft().items()})
     return tensors | adapter_extras(model, config)
 
 
-def _describe(model: nn.Module, layers: dict[str, MergeableLayer], config: LoraConfig | None) -> LoraConfig:
+def _describe(model: nn.Module, layers: dict[str, Update], config: LoraConfig | None) -> LoraConfig:
     """Return a config whose names, ranks and alphas are those of the layers as they are."""
     injection = injection_of(model)
     if config is None:
@@ -180,14 +180,14 @@ def _describe(model: nn.Module, layers: dict[str, MergeableLayer], config: LoraC
     return config
 
 
-def _alpha(layer: MergeableLayer, *, use_rslora: bool) -> float:
+def _alpha(layer: Update, *, use_rslora: bool) -> float:
     """Return the lora_alpha that gives the layer's scaling at its rank in PEFT's form."""
     return layer.scaling * (math.sqrt(layer.peft_rank) if use_rslora else layer.peft_rank)
 
 
 def _names(model: nn.Module, paths: list[str]) -> dict[str, list[str]]:
     """Return target_modules that reach exactly `paths`: last names where they do, else paths, else with exclusions."""
-    everything = [path for path, _ in model.named_modules()]
+    everything = list(places(model))
     for names in (sorted({path.rpartition(".")[2] for path in paths}), sorted(paths)):
         surplus = [path for path in everything if matches_any(names, path) and path not in paths]
         if not surplus:
@@ -246,7 +246,7 @@ def _inject_for(model: nn.Module, config: LoraConfig, folder: Path) -> None:
 
 def _check_scaling(model: nn.Module, config: LoraConfig, folder: Path) -> None:
     """Refuse an adapter whose scale is not the one of the LoRA layers that are there."""
-    for path, layer in lora_layers(model):
+    for path, layer in trained_updates(model):
         scaling = target_of(path, config).scaling
         if not math.isclose(layer.scaling, scaling):
             raise AdapterError(
@@ -280,8 +280,8 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
 
 def _copy_in(model: nn.Module, config: LoraConfig, found: Mapping[str, Tensor]) -> None:
     """Copy the values into the layers, biases and saved modules; all of them or, where one does not fit, none."""
-    before: list[tuple[MergeableLayer, dict[str, Tensor]]] = []
-    for path, layer in lora_layers(model):
+    before: list[tuple[Update, dict[str, Tensor]]] = []
+    for path, layer in trained_updates(model):
         prefix = f"{peft_path(model, path)}."
         current = {name: tensor.clone() for name, tensor in layer.to_peft().items()}
         before.append((layer, current))

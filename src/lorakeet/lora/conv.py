@@ -109,7 +109,7 @@ class ConvLoRA(MergeableLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the convolution."""
         conv = self.conv
-        if self.merged or self.r == 0:
+        if not self.adds_update:
             return conv(x)
         delta = self.delta_weight(self.lora_A.dtype).to(conv.weight.dtype)
         if self.training and isinstance(self.lora_dropout, nn.Dropout):
@@ -220,7 +220,7 @@ class _AdaptedConv(MergeableLayer):
         """Apply the convolution and, beside it, the update."""
         conv: Any = self
         result = conv._conv_forward(x, self.weight, self.bias)
-        if self.merged:
+        if not self.adds_update:
             return result
         apply = _CONV[len(conv.kernel_size)]
         branch, padding = self.lora_dropout(x), conv.padding

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lorakeet.errors import AdapterError
-from lorakeet.lora.inject import injection_of, lora_layers
+from lorakeet.lora.inject import injection_of, lora_layers, trained_updates
 from lorakeet.lora.targets import is_bias
 
 
@@ -27,15 +27,14 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
         raise AdapterError(
             "E-ADPT-120", "the adapter trains biases, so the base model is no longer in it", fix="Load the base model"
         )
-    layers = [layer for _, layer in lora_layers(model)]
-    for layer in layers:
-        layer.require_own_weight()
-    before = [(layer.merged, layer.scaling) for layer in layers]
+    for _, update in trained_updates(model):
+        update.require_own_weight()
+    merged = [(layer, layer.merged) for _, layer in lora_layers(model)]
     swapped = [(path, model.get_submodule(path)) for path in (injection.saved_modules if injection else ())]
     try:
-        for layer in layers:
+        for layer, _ in merged:
             layer.unmerge()
-            layer.scaling = 0.0
+            layer.is_off = True
         for path, _ in swapped:
             assert injection is not None
             model.set_submodule(path, injection.saved_modules[path])
@@ -43,8 +42,8 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for path, module in swapped:
             model.set_submodule(path, module)
-        for layer, (was_merged, scaling) in zip(layers, before, strict=True):
-            layer.scaling = scaling
+        for layer, was_merged in merged:
+            layer.is_off = False
             if was_merged:
                 layer.merge()
 

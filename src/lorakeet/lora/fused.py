@@ -13,7 +13,7 @@ from torch import nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import ConfigError
-from lorakeet.lora.targets import matches_any
+from lorakeet.lora.targets import matches_any, places
 
 Parts = Mapping[str, Sequence[str]]
 """{fused layer: its parts, in order}."""
@@ -25,7 +25,7 @@ def in_fused_names(config: LoraConfig, model: nn.Module, parts: Parts) -> tuple[
     Raises:
         ConfigError: E-CFG-42 if only some parts of a layer are named, or if they are to differ.
     """
-    paths = [path for path, _ in model.named_modules()]
+    paths = list(places(model))
     notes: list[str] = []
     changed: dict[str, Any] = {}
     for key in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):

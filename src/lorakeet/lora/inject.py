@@ -5,8 +5,8 @@ weights of the layers they replace. It does not train, save or load.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -14,13 +14,15 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
 from lorakeet.lora.conv import adapted_conv
-from lorakeet.lora.layers import Embedding, Linear
+from lorakeet.lora.layers import Embedding, Linear, LinearLoRA
 from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.multihead_attention import MultiheadAttention, adapted_attention, read_linear
+from lorakeet.lora.parts import Part
 from lorakeet.lora.quantized import adapted_quantized
 from lorakeet.lora.starts.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.starts.pissa import check_principal_part, start_with_principal_part
-from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_bias, is_transformers_conv1d
+from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_bias, is_linear, is_transformers_conv1d
+from lorakeet.lora.update import Update
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 Builder = Callable[[nn.Module, Target, LoraConfig], MergeableLayer]
@@ -53,23 +55,29 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
         raise ConfigError("E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first")
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
-    new = [(target, module, _build(model, module, target, config)) for target, module in targets]
+    new = [(module, own, _build(model, module, own, config)) for module, own in _by_module(targets)]
     initial = config.init_lora_weights
-    for target, _, layer in new:
-        if initial == "loftq":
-            check_quantized(layer, target.path, original_weight)
-        elif isinstance(initial, str):
-            check_principal_part(layer, target.path)
+    for _, own, layer in new:
+        for target in own if isinstance(initial, str) else ():
+            if initial == "loftq":
+                check_quantized(layer, target.path, original_weight)
+            else:
+                check_principal_part(layer, target)
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
-    for target, module, layer in new:
-        layer.adopt(module, target.scaling)
-        if initial == "loftq" and original_weight is not None:
-            start_with_rounding_error(layer, original_weight(target.path))
-        elif isinstance(initial, str):
-            start_with_principal_part(layer, initial)
-        elif not initial:
-            nn.init.normal_(layer.lora_B if not isinstance(layer, Embedding) else layer.lora_A, std=0.02)
+    for module, own, layer in new:
+        layer.adopt(module, own[0].scaling)
+        updates = layer.updates(own[0].path).items()
+        for path, update in updates:
+            if initial == "loftq" and original_weight is not None:
+                start_with_rounding_error(update, original_weight(path))
+            elif isinstance(initial, str):
+                start_with_principal_part(update, initial)
+            elif not initial:
+                nn.init.normal_(update.lora_B if not isinstance(layer, Embedding) else update.lora_A, std=0.02)
+        if config.use_dora:
+            assert isinstance(layer, LinearLoRA)
+            layer.start_dora()
         _replace(model, module, layer)
     for path, module in saved.items():
         injection.saved_modules[path] = module
@@ -103,8 +111,10 @@ def remove(model: nn.Module) -> nn.Module:
     Raises:
         AdapterError: E-ADPT-69 if there is no LoRA, E-ADPT-113 if the weights are not the base's (PiSSA).
     """
-    for _, layer in _require_layers(model):
-        layer.require_own_weight()
+    layers = _require_layers(model)
+    for _, update in trained_updates(model):
+        update.require_own_weight()
+    for _, layer in layers:
         layer.unmerge()
     injection = injection_of(model)
     for path, module in injection.saved_modules.items() if injection is not None else ():
@@ -140,6 +150,12 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         layer.merge()
         layer.forget_unmerged()
     return _take_off(model)
+
+
+def trained_updates(model: nn.Module) -> Iterator[tuple[str, Update]]:
+    """Walk over the trained updates, with the paths that the model's checkpoint has for what they belong to."""
+    for path, layer in lora_layers(model):
+        yield from layer.updates(path).items()
 
 
 def _require_layers(model: nn.Module) -> list[tuple[str, MergeableLayer]]:
@@ -187,8 +203,17 @@ def _unfreeze_biases(model: nn.Module, config: LoraConfig) -> None:
                 bias.requires_grad = True
 
 
-def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConfig) -> MergeableLayer:
+def _by_module(targets: Iterable[tuple[Target, nn.Module]]) -> list[tuple[nn.Module, list[Target]]]:
+    """Put together the targets that are parts of one module."""
+    found: dict[int, tuple[nn.Module, list[Target]]] = {}
+    for target, module in targets:
+        found.setdefault(id(module), (module, []))[1].append(target)
+    return list(found.values())
+
+
+def _build(model: nn.Module, module: nn.Module, targets: list[Target], config: LoraConfig) -> MergeableLayer:
     """Build the LoRA layer for `module`, without its weights yet; refuse what cannot have one."""
+    target = targets[0]
     if is_transformers_conv1d(module):
         build: Builder | None = _conv1d_hf
     else:
@@ -213,6 +238,13 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
             place="target_modules",
             fix="Remove its weight norm, pruning or quantisation first, or leave it out with exclude_modules",
         )
+    if config.use_dora and (not is_linear(module) or _is_read(model, module)):
+        raise ConfigError(
+            "E-CFG-172",
+            f"{target.path} is a {kind}; DoRA is for linear layers that are called",
+            place="peft_config.use_dora",
+            fix="Leave the layer out with exclude_modules, or set use_dora to false",
+        )
     if config.lora_dropout > 0 and isinstance(module, nn.MultiheadAttention):
         raise ConfigError(
             "E-CFG-163",
@@ -222,7 +254,17 @@ def _build(model: nn.Module, module: nn.Module, target: Target, config: LoraConf
         )
     if isinstance(module, nn.Linear) and config.lora_dropout == 0 and _is_read(model, module):
         return read_linear(module, r=target.r, lora_alpha=target.lora_alpha)
-    return build(module, target, config)
+    layer = build(module, replace(target, r=sum(one.r for one in targets)), config)
+    if target.rows is not None:
+        assert isinstance(layer, LinearLoRA)
+        layer.divide([_part(layer, one) for one in targets])
+    return layer
+
+
+def _part(layer: LinearLoRA, target: Target) -> Part:
+    assert target.rows is not None
+    size = len(layer.lora_B), layer.lora_A.shape[1]
+    return Part(layer, target.path.rpartition(".")[2], target.rows, size, target.r, target.scaling)
 
 
 def _is_read(model: nn.Module, module: nn.Module) -> bool:

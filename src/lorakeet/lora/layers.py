@@ -5,7 +5,6 @@ A layer freezes its `weight` only; which other parameters train is decided by `m
 Legend: T tokens (any leading axes), I input width, O output width, R rank, N number of embeddings.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +19,30 @@ from lorakeet.lora.conv import Conv3d as Conv3d
 from lorakeet.lora.conv import ConvLoRA as ConvLoRA
 from lorakeet.lora.merging import LoRALayer as LoRALayer
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.ops.lora_linear import add_lora, is_exact, lora_linear
+from lorakeet.lora.parts import Part
+from lorakeet.lora.update import Update, draw_pair, row_lengths
+from lorakeet.ops.lora_linear import add_lora, is_exact
 
 
 class LinearLoRA(MergeableLayer):
-    """The update of a linear layer whose weight is (out, in), or (in, out) with `fan_in_fan_out`."""
+    """The update of a linear layer whose weight is (out, in), or (in, out) with `fan_in_fan_out`.
+
+    A layer that is several layers of the checkpoint in one matrix has `parts`, each with an update of its own rows.
+    With DoRA the rows of weight and update together are set to trained lengths.
+    """
 
     weight: Tensor
     bias: Any
     fan_in_fan_out = False
+    parts: nn.ModuleDict | None
+    base_lengths_O: Tensor | None
+    """The lengths of the frozen weight's rows, with DoRA."""
+
+    def _setup_lora(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
+        super()._setup_lora(r, lora_alpha, lora_dropout, merge_weights)
+        self.parts = None
+        self.use_dora = False
+        self.register_buffer("base_lengths_O", None, persistent=False)
 
     def _add_lora_parameters(self, in_features: int, out_features: int) -> None:
         """Create A (r, in) and B (out, r), uninitialised, and freeze the weight."""
@@ -37,25 +51,140 @@ class LinearLoRA(MergeableLayer):
         self.lora_B = nn.Parameter(weight.new_empty((out_features, self.r)))
         weight.requires_grad = False
 
+    def divide(self, parts: Sequence[Part]) -> None:
+        """Put the updates of parts, in the order of their rows, in place of the layer's own."""
+        del self.lora_A, self.lora_B
+        self.parts = nn.ModuleDict({part.name: part for part in parts})
+
+    def updates(self, path: str) -> dict[str, Update]:
+        """Return the layer's updates by the checkpoint's paths: those of its parts if it has any."""
+        if self.parts is None:
+            return {path: self}
+        owner = path.rpartition(".")[0]
+        return {f"{owner}.{name}" if owner else name: part for name, part in self._parts()}
+
+    def _parts(self) -> list[tuple[str, Part]]:
+        assert self.parts is not None
+        return [(name, part) for name, part in self.parts.items() if isinstance(part, Part)]
+
+    def _new_lora_parameters(self, dtype: torch.dtype, device: torch.device) -> None:
+        if self.parts is None:
+            super()._new_lora_parameters(dtype, device)
+        else:
+            for _, part in self._parts():
+                part._new_lora_parameters(dtype, device)
+
     def reset_lora_parameters(self) -> None:
         """Draw A as nn.Linear draws its weight, and set B to zero: the update starts at zero."""
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
+        draw_pair(self)
+
+    def pair(self) -> tuple[Tensor, Tensor, float]:
+        """Return A (r, in), B (out, r) and the scale of the whole update; of parts, A stacked and B block by block."""
+        if self.parts is None:
+            return self.lora_A, self.lora_B, self.scaling
+        parts = [part for _, part in self._parts()]
+        return torch.cat([part.lora_A for part in parts]), torch.cat([part.wide_B() for part in parts], dim=1), 1.0
 
     def delta_weight(self, dtype: torch.dtype) -> Tensor:
         """Compute `scaling * B @ A` in the shape of the weight and in `dtype`."""
-        return self._as_stored((self.lora_B.to(dtype) @ self.lora_A.to(dtype)).mul_(self.scaling))
+        lora_A, lora_B, scaling = self.pair()
+        return self._as_stored((lora_B.to(dtype) @ lora_A.to(dtype)).mul_(scaling))
 
     def _as_stored(self, matrix_OI: Tensor) -> Tensor:
         """Turn (out, in) into the layout of the weight, and back."""
         return matrix_OI.transpose(0, 1) if self.fan_in_fan_out else matrix_OI
 
+    def base_rows(self, dtype: torch.dtype) -> Tensor:
+        """Return the frozen weight, unmerged, (out, in)."""
+        weight = self.frozen_weight.data if self._unmerged_weight is None else self._unmerged_weight
+        return self._as_stored(weight).to(dtype)
+
+    def replace_base_rows(self, rows_OI: Tensor) -> None:
+        """Put another frozen weight, (out, in)."""
+        weight = self.frozen_weight
+        weight.data = self._as_stored(rows_OI.to(weight.dtype)).contiguous()
+
+    def base_result(self, x: Tensor) -> Tensor:
+        """Apply the layer without its update."""
+        return F.linear(x, self._as_stored(self.weight), self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in) → (..., out)."""
-        weight_OI = self._as_stored(self.weight)
-        if self.merged or self.r == 0:
-            return F.linear(x, weight_OI, self.bias)
-        return lora_linear(x, weight_OI, self.bias, self.lora_A, self.lora_B, self.scaling, self.lora_dropout(x))
+        result = self.base_result(x)
+        if not self.adds_update:
+            return result
+        if self.use_dora:
+            return self._with_lengths(x, result)
+        return add_lora(result, self.lora_dropout(x), *self.pair())
+
+    def start_dora(self) -> None:
+        """Let the lengths of the adapted rows train, from what they are."""
+        for update in self.updates("").values():
+            update.add_magnitude()
+        self.use_dora = True
+        self._measure_rows()
+
+    def _measure_rows(self) -> None:
+        """Note the lengths of the frozen weight's rows: whenever the weight has changed."""
+        if self.use_dora and not self.frozen_weight.is_meta:
+            first = next(iter(self.updates("").values()))
+            self.base_lengths_O = row_lengths(self.base_rows(torch.promote_types(first.lora_B.dtype, torch.float32)))
+
+    def _with_lengths(self, x: Tensor, result: Tensor) -> Tensor:
+        """Give every row of weight and update together its trained length.
+
+        Dropout acts on all that is scaled, as in PEFT. Source: Liu et al. 2024, arXiv:2402.09353.
+        """
+        pair, bias = self.pair(), self.bias
+        result = result if bias is None else result - bias
+        branch, rest = x, None
+        if self.training and isinstance(self.lora_dropout, nn.Dropout):
+            branch = self.lora_dropout(x)
+            dropped = self._base_product(branch)
+            rest, result = result - dropped, dropped
+        factor_O = self._length_factor(x.dtype, *pair)
+        wide = add_lora(result, branch, *pair).to(factor_O.dtype) * factor_O
+        for term in (rest, bias):
+            wide = wide if term is None else wide + term
+        return wide.to(x.dtype)
+
+    def _base_product(self, x: Tensor) -> Tensor:
+        result = self.base_result(x)
+        return result if self.bias is None else result - self.bias
+
+    def _length_factor(self, dtype: torch.dtype, lora_A_RI: Tensor, lora_B_OR: Tensor, scaling: float) -> Tensor:
+        """Return the trained length of each row over its present one, (out,); gradients reach the trained one alone.
+
+        The present length comes from |W|² + 2 W·BA + |BA|², so that W + BA is never formed.
+        """
+        assert self.base_lengths_O is not None
+        with torch.no_grad():
+            wide = self.base_lengths_O.dtype
+            A_RI, B_OR = lora_A_RI.to(wide), lora_B_OR.to(wide) * scaling
+            cross_OR = self._base_product(lora_A_RI.to(dtype)).to(wide).T
+            squares_O = self.base_lengths_O.square() + ((2 * cross_OR + B_OR @ (A_RI @ A_RI.T)) * B_OR).sum(1)
+            lengths_O = squares_O.clamp(min=torch.finfo(wide).tiny).sqrt()
+        return self._lengths(lengths_O) / lengths_O
+
+    def _lengths(self, present_O: Tensor) -> Tensor:
+        """Return the trained length of each row; of rows that have none, the present one."""
+        if self.parts is None:
+            assert self.lora_magnitude is not None
+            return self.lora_magnitude
+        pieces, at = [], 0
+        for _, part in self._parts():
+            assert part.lora_magnitude is not None
+            pieces += [present_O[at : part.start], part.lora_magnitude]
+            at = part.stop
+        return torch.cat([*pieces, present_O[at:]])
+
+    def _finished(self, whole: Tensor) -> Tensor:
+        """Give the rows of a merged weight their trained lengths."""
+        if not self.use_dora:
+            return whole
+        whole_OI = self._as_stored(whole)
+        present_O = row_lengths(whole_OI)
+        return self._as_stored(whole_OI * (self._lengths(present_O) / present_O)[:, None])
 
     def _plain(self) -> nn.Module:
         out_features, in_features = self._as_stored(self.weight).shape
@@ -162,10 +291,10 @@ class MergedLinear(LinearLoRA, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in) → (..., out)."""
         result = F.linear(x, self._as_stored(self.weight), self.bias)
-        if self.merged or self.r == 0:
+        if not self.adds_update:
             return result
         if not is_exact(result, self.lora_A):
-            return add_lora(result, self.lora_dropout(x), self.lora_A, self._wide_B(), self.scaling)
+            return add_lora(result, self.lora_dropout(x), *self.pair())
         # loralib multiplies with the whole update; in float32 so do we, for its numbers to the bit.
         result += self.lora_dropout(x) @ self._delta_OI(self.lora_A.dtype).transpose(0, 1) * self.scaling
         return result
@@ -196,6 +325,10 @@ class MergedLinear(LinearLoRA, nn.Linear):
                 for size, on in zip(self.slice_sizes, self.enable_lora, strict=True)
             ]
         )
+
+    def pair(self) -> tuple[Tensor, Tensor, float]:
+        """Return A (r * n_on, in), B (out, r * n_on) and the scale of the whole update."""
+        return self.lora_A, self._wide_B(), self.scaling
 
     def _wide_B(self) -> Tensor:
         """Return B as (out, r * n_on), so that `wide_B @ A` is the whole update."""
@@ -262,7 +395,7 @@ class Embedding(MergeableLayer, nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         """Look the indices up: (...) → (..., embedding_dim)."""
-        if self.r == 0:
+        if self.r == 0 or self.is_off:
             return nn.Embedding.forward(self, x)
         # With max_norm a lookup shortens rows of the weight it is given, so only the frozen rows may pass through it:
         # a merged row has been shortened before the update was added.

@@ -10,13 +10,14 @@ aside and unmerging brings that very tensor back, so any number of cycles return
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.lora.update import Update
 
 _HOOKS = (
     "_forward_hooks",
@@ -48,18 +49,14 @@ class LoRALayer:
         self.merge_weights = merge_weights
 
 
-class MergeableLayer(LoRALayer, nn.Module):
+class MergeableLayer(LoRALayer, Update):
     """Merge and unmerge the update of one weight, and keep saved and loaded states right in both conditions."""
 
-    scaling: float
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
     # Class-wide defaults, since torch's constructors call reset_parameters before there is anything of LoRA.
-    r = 0
     merged = False
     merge_weights = False
-    initial_pair: tuple[Tensor, Tensor] | None = None
-    """A and B before training, where the frozen weight lacks what they hold (PiSSA)."""
+    is_off = False
+    """Whether the layer computes as if it had no update."""
     _unmerged_weight: Tensor | None = None
     _replaced: tuple[nn.Module, ...] = ()
 
@@ -68,9 +65,19 @@ class MergeableLayer(LoRALayer, nn.Module):
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         if r > 0:
             self.scaling = lora_alpha / r
+        self.register_parameter("lora_magnitude", None)
         self._merge_after_load = False
         self.register_state_dict_post_hook(_save_unmerged_weight)
         self.register_load_state_dict_post_hook(_merge_again)
+
+    @property
+    def adds_update(self) -> bool:
+        """Whether the update is computed beside the weight: there is one, it is on, and it is not in the weight already."""
+        return self.r > 0 and not self.merged and not self.is_off
+
+    def updates(self, path: str) -> dict[str, Update]:
+        """Return the layer's updates by the paths that a checkpoint has for what they belong to; `path` is the layer's."""
+        return {path: self}
 
     @property
     def _weight_owner(self) -> nn.Module:
@@ -90,10 +97,6 @@ class MergeableLayer(LoRALayer, nn.Module):
     @abstractmethod
     def delta_weight(self, dtype: torch.dtype) -> Tensor:
         """Compute the update `scaling * B @ A` in the shape of the weight and in `dtype`."""
-
-    @abstractmethod
-    def reset_lora_parameters(self) -> None:
-        """Draw lora_A and lora_B afresh, so that the update is zero."""
 
     def check_mergeable(self) -> None:
         """Raise an AdapterError, E-ADPT-109, if the update has no place in the weight."""
@@ -119,7 +122,8 @@ class MergeableLayer(LoRALayer, nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
         # Out of inference mode too: a weight made there could not be trained through later.
         with torch.inference_mode(False), torch.no_grad():
-            return self._mergeable_weight(weight).to(wide, copy=True).add_(self.delta_weight(wide)).to(dtype)
+            whole = self._mergeable_weight(weight).to(wide, copy=True).add_(self.delta_weight(wide))
+            return self._finished(whole).to(dtype)
 
     def unmerge(self) -> None:
         """Bring back the weight as it was before `merge`, to the bit."""
@@ -127,15 +131,6 @@ class MergeableLayer(LoRALayer, nn.Module):
             self.frozen_weight.data = self._unmerged_weight
             self._unmerged_weight = None
         self.merged = False
-
-    def require_own_weight(self) -> None:
-        """Raise an AdapterError, E-ADPT-113, if the weight lacks what A and B began with."""
-        if self.initial_pair is not None:
-            raise AdapterError(
-                "E-ADPT-113",
-                "the base model is not in memory any more: PiSSA has moved a part of it into the adapter",
-                fix="Load the base model again",
-            )
 
     def forget_unmerged(self) -> None:
         """Make the merged weight the weight for good."""
@@ -172,56 +167,16 @@ class MergeableLayer(LoRALayer, nn.Module):
         """Build the plain layer that a layer made by hand extends, with its parameters."""
         raise AdapterError("E-ADPT-111", f"a {type(self).__name__} extends no plain layer that could take its place")
 
-    def _new_lora_parameters(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Put fresh A and B of the same shapes, in `dtype` on `device`."""
-        self.lora_A = nn.Parameter(torch.empty(self.lora_A.shape, dtype=dtype, device=device))
-        self.lora_B = nn.Parameter(torch.empty(self.lora_B.shape, dtype=dtype, device=device))
-        self.reset_lora_parameters()
-
-    @property
-    def peft_rank(self) -> int:
-        """The rank of the same update in PEFT's form, A then B."""
-        return self.r if self.initial_pair is None else 2 * self.r
-
-    def to_peft(self) -> dict[str, Tensor]:
-        """Return the update as the tensors of PEFT's layer, by their names within it.
-
-        It is the update of the weight as the layer found it: with an initial pair, what has become of that pair.
-        """
-        lora_A, lora_B = self.lora_A.detach(), self.lora_B.detach()
-        if self.initial_pair is not None:
-            first_A, first_B = self.initial_pair
-            lora_A, lora_B = torch.cat([lora_A, first_A]), torch.cat([lora_B, -first_B], dim=1)
-        return {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
-
-    def from_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the update from tensors of the names and shapes that `to_peft` returns.
-
-        Raises:
-            AdapterError: E-ADPT-109 if the layer's own form cannot express them.
-        """
-        merged = self.merged
-        self.unmerge()
-        with torch.no_grad():
-            self._copy_from_peft(tensors)
-        exact = all(torch.equal(kept, tensors[name].to(kept)) for name, kept in self.to_peft().items())
-        if merged:
-            self.merge()
-        if not exact:
-            raise AdapterError(
-                "E-ADPT-109",
-                f"a {type(self).__name__} cannot hold this update: it has parts that the layer does not train",
-                fix="Load it into a plain layer instead, which load_adapter gives LoRA",
-            )
-
-    def _copy_from_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy into lora_A and lora_B; a layer with another form than PEFT's turns them round here."""
-        self.lora_A.copy_(tensors["lora_A.weight"][: self.r])
-        self.lora_B.copy_(tensors["lora_B.weight"][:, : self.r])
-
     def _mergeable_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that the update is added to."""
         return weight
+
+    def _finished(self, whole: Tensor) -> Tensor:
+        """Return the merged weight from the sum of weight and update."""
+        return whole
+
+    def _measure_rows(self) -> None:
+        """Take note of a weight that has changed."""
 
     def extra_repr(self) -> str:
         """Describe the layer where a model is printed: as the one it replaces, and with its LoRA."""
@@ -245,6 +200,7 @@ class MergeableLayer(LoRALayer, nn.Module):
         if self._unmerged_weight is not None:
             with torch.no_grad():
                 self._unmerged_weight = fn(self._unmerged_weight)
+        self._measure_rows()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -257,6 +213,7 @@ class MergeableLayer(LoRALayer, nn.Module):
 def _merge_again(module: nn.Module, _incompatible_keys: Any) -> None:
     """Merge a layer that was merged before its state was loaded, now with what was loaded."""
     assert isinstance(module, MergeableLayer)
+    module._measure_rows()
     if module._merge_after_load:
         module._merge_after_load = False
         module.merge()

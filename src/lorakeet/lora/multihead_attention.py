@@ -16,13 +16,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorakeet.lora.layers import LinearLoRA
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.ops.lora_linear import lora_linear
+from lorakeet.ops.lora_linear import add_lora
 
 
 def effective_weight(layer: MergeableLayer) -> Tensor:
     """Return the weight with the update in it, differentiable in lora_A and lora_B."""
     weight = layer.frozen_weight
-    if layer.merged or layer.r == 0:
+    if not layer.adds_update:
         return weight
     return weight + layer.delta_weight(layer.lora_A.dtype).to(weight.dtype)
 
@@ -44,9 +44,8 @@ class ReadLinear(LinearLoRA, NonDynamicallyQuantizableLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer where it is called after all: (..., in) → (..., out)."""
-        if self.merged:
-            return F.linear(x, self.frozen_weight, self.bias)
-        return lora_linear(x, self.frozen_weight, self.bias, self.lora_A, self.lora_B, self.scaling)
+        result = F.linear(x, self.frozen_weight, self.bias)
+        return add_lora(result, x, *self.pair()) if self.adds_update else result
 
 
 class OutProjection(ReadLinear):

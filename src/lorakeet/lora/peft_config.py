@@ -47,7 +47,6 @@ _UNSUPPORTED = {
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 }

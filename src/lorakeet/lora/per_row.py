@@ -67,8 +67,10 @@ def take_adapter(model: nn.Module, *, place: str = "") -> Adapter:
         if not isinstance(layer, LinearLoRA) or layer.fan_in_fan_out:
             odd.append(path)
             continue
-        tensors = layer.to_peft()
-        pairs[path] = Pair(tensors["lora_A.weight"].clone(), tensors["lora_B.weight"].clone(), layer.scaling)
+        if layer.use_dora:
+            odd.append(f"{path} (DoRA)")
+        lora_A, lora_B, scaling = layer.pair()
+        pairs[path] = Pair(lora_A.detach().clone(), lora_B.detach().clone(), scaling)
     injection = injection_of(model)
     if injection is not None:
         odd += injection.saved_modules

@@ -13,15 +13,11 @@ from torch import Tensor, nn
 
 from lorakeet.errors import AdapterError
 from lorakeet.lora.layers import LinearLoRA
-from lorakeet.ops.lora_linear import add_lora
 from lorakeet.quant import layers as quant
 
 
 class QuantizedLoRA(LinearLoRA, quant.QuantizedLinear):
     """What LoRA on 4 and on 8 bits share; made by `adopt` alone."""
-
-    rounding_pair: tuple[Tensor, Tensor] | None = None
-    """A and B before training, where they began with what rounding took from the weight (LoftQ)."""
 
     def __init__(self, module: quant.QuantizedLinear, r: int, lora_alpha: float, lora_dropout: float) -> None:
         nn.Module.__init__(self)
@@ -42,10 +38,13 @@ class QuantizedLoRA(LinearLoRA, quant.QuantizedLinear):
         module._buffers.update(self._buffers)
         return module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer: (..., in) → (..., out)."""
-        result = self.apply_quantized(x)
-        return add_lora(result, self.lora_dropout(x), self.lora_A, self.lora_B, self.scaling)
+    def base_rows(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight that the layer computes with, (out, in)."""
+        return self.dequantized(dtype)
+
+    def base_result(self, x: Tensor) -> Tensor:
+        """Apply the layer without its update."""
+        return self.apply_quantized(x)
 
     def check_mergeable(self) -> None:
         """Refuse: see above."""

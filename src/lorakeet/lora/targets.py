@@ -7,7 +7,7 @@ expression, so a configuration from elsewhere can neither surprise nor stall.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -29,6 +29,35 @@ class Target:
     r: int
     lora_alpha: float
     scaling: float
+    rows: range | None = None
+    """Which rows of the module the target is; None if it is the whole module."""
+
+
+Place = tuple[nn.Module, range | None]
+"""A module, or some rows of one."""
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Return what adapters can be named after, by the paths that the checkpoint has for it.
+
+    They are the model's own modules, except where it keeps layers in one matrix that the checkpoint has apart: such a
+    model says so in `stored_parts`, {fused layer: {part: number of its rows}}.
+    """
+    separate: dict[str, dict[str, int]] = getattr(model, "stored_parts", {})
+    found: dict[str, Place] = {}
+    fused = ""
+    for path, module in model.named_modules():
+        owner, _, name = path.rpartition(".")
+        if fused and path.startswith(fused):
+            continue
+        if name not in separate:
+            found[path] = (module, None)
+            continue
+        fused, start = f"{path}.", 0
+        for part, size in separate[name].items():
+            found[f"{owner}.{part}" if owner else part] = (module, range(start, start + size))
+            start += size
+    return found
 
 
 def name_matches(name: str, path: str) -> bool:
@@ -47,13 +76,14 @@ def is_bias(name: str) -> bool:
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.Module]]:
-    """Return the modules that `config` names, in the order of the model.
+    """Return what `config` names, in the order of the model, with the module that it is or that it is a part of.
 
     Raises:
         ConfigError: E-CFG-42 if a name matches nothing.
     """
     names = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
-    modules = dict(model.named_modules())
+    found = places(model)
+    modules = {path: module for path, (module, _) in found.items()}
     if names == [ALL_LINEAR]:
         heads = _output_heads(model)
         paths = [path for path, module in modules.items() if path and is_linear(module) and path not in heads]
@@ -68,7 +98,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.
     paths = [path for path in paths if path.removesuffix(".out_proj") == path or path[: -len(".out_proj")] not in attention]
     if not paths:
         raise _matches_nothing(", ".join(names), modules)
-    return [(target_of(path, config), modules[path]) for path in paths]
+    return [(replace(target_of(path, config), rows=found[path][1]), modules[path]) for path in paths]
 
 
 def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -79,7 +109,15 @@ def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Mod
     """
     names = config.modules_to_save or []
     modules = dict(model.named_modules())
+    parts = [path for path, (_, rows) in places(model).items() if rows is not None]
     for name in names:
+        if any(name_matches(name, path) for path in parts):
+            raise ConfigError(
+                "E-CFG-42",
+                f'"{name}" is a part of a layer that this model keeps in one matrix, and cannot train in full alone',
+                place="modules_to_save",
+                fix="Name it in target_modules; a rank_pattern can give it a high rank",
+            )
         if not any(name_matches(name, path) for path in modules):
             raise ConfigError("E-CFG-42", f'"{name}" matches 0 modules', place="modules_to_save", fix="Correct the name")
     saved = {path: module for path, module in modules.items() if path and matches_any(names, path)}

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import TrainingError
-from lorakeet.lora.inject import lora_layers
+from lorakeet.lora.inject import trained_updates
 from lorakeet.models.decoder import CausalLM
 
 _LAYERS = "model.layers."
@@ -20,7 +20,7 @@ def check_adapted_layers(model: CausalLM, config: LoraConfig) -> None:
     if any("." in name for name in [*targets, *config.exclude_modules]):
         return  # single modules were named by their paths
     found: dict[str, set[int]] = defaultdict(set)
-    for path, _ in lora_layers(model):
+    for path, _ in trained_updates(model):
         if path.startswith(_LAYERS):
             index, _, name = path.removeprefix(_LAYERS).partition(".")
             found[name].add(int(index))

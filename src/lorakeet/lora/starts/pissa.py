@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from lorakeet.errors import ConfigError
-from lorakeet.lora.layers import Linear, LinearLoRA
+from lorakeet.lora.layers import Linear
 from lorakeet.lora.merging import MergeableLayer
+from lorakeet.lora.targets import Target
+from lorakeet.lora.update import Update
 
 
-def check_principal_part(layer: MergeableLayer, path: str) -> None:
+def check_principal_part(layer: MergeableLayer, target: Target) -> None:
     """Refuse layers that have no principal part of rank r to start with; before anything is changed.
 
     Raises: ConfigError, E-CFG-172, if the layer is no linear layer with a 16- or 32-bit weight, or r is too large.
@@ -25,49 +27,52 @@ def check_principal_part(layer: MergeableLayer, path: str) -> None:
     if type(layer) is not Linear:
         raise ConfigError(
             "E-CFG-172",
-            f"PiSSA needs linear layers of 16 or 32 bits, and {path} is none",
+            f"PiSSA needs linear layers of 16 or 32 bits, and {target.path} is none",
             place="peft_config.init_lora_weights",
             fix="Over a quantised base use loftq; else leave the layer out",
         )
-    most = min(layer.in_features, layer.out_features)
-    if layer.r > most:
+    most = min(layer.in_features, layer.out_features if target.rows is None else len(target.rows))
+    if target.r > most:
         raise ConfigError(
             "E-CFG-172",
-            f"r is {layer.r}, more than the {most} singular values of {path}",
+            f"r is {target.r}, more than the {most} singular values of {target.path}",
             place="peft_config.r",
             fix=f"Use at most {most}",
         )
 
 
-def start_with_principal_part(layer: MergeableLayer, method: str) -> None:
-    """Move the principal part of a layer's weight into its A and B.
+def start_with_principal_part(update: Update, method: str) -> None:
+    """Move the principal part of the weight into A and B.
 
     `method` is "pissa" for the exact decomposition, or "pissa_niter_N" for a randomised one with N iterations.
     """
-    assert isinstance(layer, Linear)
-    weight = layer.frozen_weight
-    wide_OI = layer._as_stored(weight.data).float()
+    wide_OI, r = update.base_rows(torch.float32), update.r
     iterations = method.removeprefix("pissa").removeprefix("_niter_")
     with torch.no_grad():
         if iterations:
-            left_OR, values_R, right_IR = torch.svd_lowrank(wide_OI, layer.r, niter=int(iterations))
+            left_OR, values_R, right_IR = torch.svd_lowrank(wide_OI, r, niter=int(iterations))
             right_RI = right_IR.T
         else:
             left, values, right = torch.linalg.svd(wide_OI, full_matrices=False)
-            left_OR, values_R, right_RI = left[:, : layer.r], values[: layer.r], right[: layer.r]
-        put_decomposition(layer, left_OR, values_R, right_RI)
-        rest = wide_OI - layer.scaling * layer.lora_B @ layer.lora_A
-        weight.data = layer._as_stored(rest.to(weight.dtype)).contiguous()
-    layer.initial_pair = (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
+            left_OR, values_R, right_RI = left[:, :r], values[:r], right[:r]
+        put_decomposition(update, left_OR, values_R, right_RI)
+        take_out_of_weight(update)
 
 
-def put_decomposition(layer: LinearLoRA, left_OR: Tensor, values_R: Tensor, right_RI: Tensor) -> None:
+def take_out_of_weight(update: Update) -> None:
+    """Take what A and B hold out of the frozen weight, and note it, since the saved adapter belongs to the weight as it was."""
+    with torch.no_grad():
+        update.replace_base_rows(update.base_rows(torch.float32) - update.scaling * update.lora_B @ update.lora_A)
+    update.initial_pair = (update.lora_A.detach().clone(), update.lora_B.detach().clone())
+
+
+def put_decomposition(update: Update, left_OR: Tensor, values_R: Tensor, right_RI: Tensor) -> None:
     """Set A and B to the square roots of singular values, so that the update is what was decomposed.
 
-    A layer of higher rank than the decomposition holds zeros beyond it.
+    An update of higher rank than the decomposition holds zeros beyond it.
     """
     r = len(values_R)
-    root_R = (values_R / layer.scaling).sqrt()
+    root_R = (values_R / update.scaling).sqrt()
     with torch.no_grad():
-        layer.lora_A.zero_()[:r] = root_R[:, None] * right_RI
-        layer.lora_B.zero_()[:, :r] = left_OR * root_R
+        update.lora_A.zero_()[:r] = root_R[:, None] * right_RI
+        update.lora_B.zero_()[:, :r] = left_OR * root_R
