@@ -33,7 +33,9 @@ _HOME = {
     # Errors
     "LorakeetError": "lorakeet.errors",
     # The commands
-    **dict.fromkeys(("train", "check", "evaluate", "chat", "merge", "demo", "load", "open_run", "Run"), "lorakeet.api"),
+    **dict.fromkeys(
+        ("train", "check", "evaluate", "chat", "merge", "verify", "demo", "load", "open_run", "Run"), "lorakeet.api"
+    ),
 }
 
 __all__ = ["__version__", *_HOME]
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from lorakeet.api import merge as merge
     from lorakeet.api import open_run as open_run
     from lorakeet.api import train as train
+    from lorakeet.api import verify as verify
     from lorakeet.config import LoraConfig as LoraConfig
     from lorakeet.errors import LorakeetError as LorakeetError
     from lorakeet.lora import layers as layers

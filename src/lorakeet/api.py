@@ -7,6 +7,7 @@ stages of other rooms together; none of them computes anything itself.
 import dataclasses
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +42,15 @@ from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.models.config_file import load_config
+from lorakeet.proofs.subject import opened
+from lorakeet.proofs.verify import Verification, prove
 from lorakeet.reports.check_page import write_check_page
 from lorakeet.reports.difference import Difference, compare_runs
 from lorakeet.reports.reported_run import read_run
 from lorakeet.reports.reproduction import Reproduction, Trained, compare, measured, read_trained, refuse_own_run
 from lorakeet.reports.run_report import write_comparison, write_report_of_run
 from lorakeet.rundir.held_out import held_out_rows
-from lorakeet.rundir.record import RunRecord, find_run, keep_evaluation, with_settings
+from lorakeet.rundir.record import EVALUATION, PROOFS, RunRecord, find_run, keep_found, with_settings
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.repeat import in_another_order, repeated_config, threads
@@ -323,7 +326,7 @@ def evaluate(
         others={name: evaluation.measure(one.load(), name) for name, one in column_names(beside).items()},
         trained_on=trained_on(rows, config) if sources else None,
     )
-    keep_evaluation(opened.directory, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
+    keep_found(opened.directory, EVALUATION, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
     return comparison
 
 
@@ -332,6 +335,36 @@ def column_names(runs: Sequence[Run]) -> dict[str, Run]:
     short = [run.directory.name for run in runs]
     taken = {"base", "tuned", *(name for name in short if short.count(name) > 1)}
     return {str(run.directory.resolve()) if name in taken else name: run for name, run in zip(short, runs, strict=True)}
+
+
+def verify(
+    run_or_model: str | Path | None = None, data: str | Sequence[str] | None = None, *, quick: bool = False
+) -> Verification:
+    """Prove on this machine that every fast way computes what the plain one does, with a run or a model; the demo's if none.
+
+    A run is proven as it was trained: its adapter, precision, quantisation and template, on its own rows. The result is
+    written into it for its report.
+
+    Args:
+        data: rows to prove it on, in place of the run's own or, for a model, the demo's.
+        quick: make the proofs that take seconds only.
+    Raises: LorakeetError as `train`; a proof that fails raises nothing.
+    """
+    begin, sources = time.perf_counter(), [data] if isinstance(data, str) else list(data or [])
+    run = None if run_or_model is None else run_of(run_or_model)
+    if run is None:
+        config = run_config(str(run_or_model or "demo"), sources or "demo")
+    else:
+        run.require_finished()
+        config = run.config
+        if sources:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"train": sources, "eval": None})})
+    with opened(load_base(config), config, run.adapter_directory if run else None) as subject:
+        results = prove(subject, quick=quick)
+    found = Verification(subject.about, results, quick, time.perf_counter() - begin)
+    if run is not None:
+        keep_found(run.directory, PROOFS, found.to_dict())
+    return found
 
 
 def merge(run: str | Path | None, output: str | Path, *, dtype: str | None = None, force: bool = False) -> Exported:
@@ -408,4 +441,7 @@ def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logg
     run = train(config=config)
     say("Scoring the trained model on the same requests.")
     with progress.shown():
-        return DemoOutcome(run, before, score_demo(run.load()))
+        after = score_demo(run.load())
+    say("Proving it.")
+    with progress.shown():
+        return DemoOutcome(run, before, after, verify(run.directory, quick=True))

@@ -33,6 +33,13 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+def difference(value: object) -> str:
+    """Write a small number as people compare them, 2.1e-07, and a whole one as it is; what is none stays text, None empty."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        return "" if value is None else str(value)
+    return f"{value:.0f}" if abs(value) < 10_000 and value == int(value) else f"{value:.1e}"
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Write a number with its noun: 1 row, 2,260 rows."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -8,6 +8,8 @@ from lorakeet import api
 from lorakeet.cli import main
 from lorakeet.demo_task.outcome import DEMO_METRIC, DemoAnswers, DemoOutcome
 from lorakeet.evaluation.generation import Answer
+from lorakeet.proofs.proof import ProofResult
+from lorakeet.proofs.verify import Verification
 from lorakeet.rundir.record import RunRecord
 from lorakeet.training.forecast import Forecast
 
@@ -24,7 +26,8 @@ def answers(*texts):
 
 
 def test_each_answer_that_is_shown_is_called_right_or_wrong(monkeypatch, capsys):
-    outcome = DemoOutcome(RUN, answers("Hello!", "{}", "{}", "Hi!"), answers("{}", "{}", "[]", "{1}"))
+    proofs = Verification({}, [ProofResult("packed = separate", "", 0.0, 0.0, "", True, "", 1.0)], quick=True, seconds=12.0)
+    outcome = DemoOutcome(RUN, answers("Hello!", "{}", "{}", "Hi!"), answers("{}", "{}", "[]", "{1}"), proofs)
     monkeypatch.setattr(api, "demo", lambda output, say: outcome)
     assert main.run(["demo"]) == 0
     out = capsys.readouterr().out
@@ -37,6 +40,7 @@ def test_each_answer_that_is_shown_is_called_right_or_wrong(monkeypatch, capsys)
         "3": "which is  still wrong",
     }
     assert "Score on held-out requests: 50.0% before, 50.0% after training." in out
+    assert "1 of 1 quick proofs passed in 12 s. All of them: " in out
 
 
 def test_the_model_and_the_time_are_said_before_anything_is_trained(monkeypatch):

@@ -180,3 +180,15 @@ def test_an_evaluation_that_was_kept_is_shown(run_directory):
     assert all(shown in text for shown in ("&lt;b&gt;second", "3.7500", "-1.250 (-2.000 to +0.500)", "3 of these rows also"))
     (run_directory / "evaluation.json").write_text(json.dumps(numbers | {"base": None}))
     assert "1.2500" in report_html([run_directory])
+
+
+def test_proofs_of_the_run_are_shown_and_what_makes_them_if_there_are_none(run_directory):
+    assert f"lorakeet verify {run_directory}" in report_html([run_directory])
+    passed = {"name": "packed = separate", "passed": True, "error": 2.1e-7, "tolerance": 1.6e-6, "fix": ""}
+    failed = {"name": "no row sees another", "passed": False, "error": 3.0, "tolerance": 0.0, "fix": f"Stop {HOSTILE}"}
+    found = {"passed": False, "quick": True, "about": {"device": "cpu"}, "proofs": [passed, failed, "damaged"]}
+    (run_directory / "proofs.json").write_text(json.dumps(found))
+    text = report_html([run_directory])
+    assert text.index("packed = separate") < text.index("2.1e-07") < text.index("1.6e-06") < text.index("no row sees another")
+    assert "Stop &lt;script&gt;" in text
+    assert "These are the quick ones" in text

@@ -35,7 +35,8 @@ def command(
         out.print(Text("expected  ") + Text(after.reference))
         out.print(Text("which is  ") + Text(verdict(before, after), style=colour) + "\n")
     out.print(
-        f"Score on held-out requests: {outcome.before.score:.1%} before, {outcome.after.score:.1%} after training.\n\n"
+        f"Score on held-out requests: {outcome.before.score:.1%} before, {outcome.after.score:.1%} after training.\n"
+        f"{outcome.proofs.summary}. All of them: {command_line('verify', outcome.run.directory)}\n\n"
         f"Chat with it:     {command_line('chat', outcome.run.directory)}\n"
         f"Your own data:    {command_line('check', 'phi3-mini', 'chats.jsonl')}\n"
         f"                  {command_line('train', 'phi3-mini', 'chats.jsonl')}"

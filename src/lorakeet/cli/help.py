@@ -9,7 +9,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 COMMANDS = {
     "Begin here": ("demo", "doctor"),
-    "Train": ("train", "check", "evaluate", "report", "diff", "reproduce"),
+    "Train": ("train", "check", "verify", "evaluate", "report", "diff", "reproduce"),
     "Use": ("chat", "serve", "merge", "export", "push"),
     "Adapters": ("inspect", "combine", "extract"),
 }

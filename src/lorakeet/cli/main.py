@@ -31,6 +31,7 @@ from lorakeet.cli import (
     reproduce,
     serve,
     train,
+    verify,
 )
 from lorakeet.cli.help import Command, Group, group_of
 from lorakeet.errors import LorakeetError, redact
@@ -61,7 +62,7 @@ def whole(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 
 for module in (
-    *(demo, doctor, train, check, evaluate, report, diff, reproduce),
+    *(demo, doctor, train, check, verify, evaluate, report, diff, reproduce),
     *(chat, serve, merge, export, push, inspect, combine, extract),
 ):
     name = module.__name__.rsplit(".", 1)[1]

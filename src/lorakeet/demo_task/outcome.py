@@ -6,7 +6,7 @@ data in: a ChatModel → out: answers to the held-out requests with their scores
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakeet import progress
 from lorakeet.chat_model import ChatModel
@@ -15,6 +15,9 @@ from lorakeet.demo_task.recipe import MAX_NEW_TOKENS
 from lorakeet.demo_task.scoring import score
 from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
 from lorakeet.rundir.record import RunRecord
+
+if TYPE_CHECKING:
+    from lorakeet.proofs.verify import Verification
 
 DEMO_METRIC = "exact_json"
 """Name of the demo's score."""
@@ -34,17 +37,19 @@ class DemoAnswers:
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """The demo's run, and the answers before and after it."""
+    """The demo's run, the answers before and after it, and what was proven of it."""
 
     run: RunRecord
     before: DemoAnswers
     after: DemoAnswers
+    proofs: "Verification"
+    """The quick proofs of the run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `lorakeet demo --json` prints."""
         summary = self.run.summary
         kept = {key: summary[key] for key in ("train_seconds", "tokens_per_second", "peak_memory_bytes", "run_dir")}
-        return {"score_before": self.before.score, "score_after": self.after.score, **kept}
+        return {"score_before": self.before.score, "score_after": self.after.score, "proofs": self.proofs.to_dict(), **kept}
 
     def telling_pairs(self, count: int) -> list[tuple[Answer, Answer]]:
         """Pick answers before and after to show: in the order of what changed, at equal distances, misses included."""

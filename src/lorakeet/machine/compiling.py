@@ -90,6 +90,11 @@ def compile_module(module: nn.Module) -> None:
     module.compile(dynamic=True)
 
 
+def uncompile_module(module: nn.Module) -> None:
+    """Let a module run as plain Python again."""
+    module._compiled_call_impl = None
+
+
 def _allow_many_graphs() -> None:
     import torch._dynamo.config as dynamo
 

@@ -33,6 +33,7 @@ def cross_entropy_sum(
     trained: Sequence[Tensor] = (),
     smoothing: float = 0.0,
     losses_S: Tensor | None = None,
+    most_logits: int | None = None,
 ) -> Tensor:
     """Sum the losses of all rows, as an fp32 scalar that gradients flow back from, to `hidden_SD` and `trained`.
 
@@ -41,8 +42,9 @@ def cross_entropy_sum(
         trained: the parameters of `head` that get a gradient: a weight, a bias, or what an adapter adds.
         smoothing: the part of each target that is spread evenly over the vocabulary.
         losses_S: fp32, filled with each row's own loss; no gradient flows through it.
+        most_logits: how many logits to hold at once; CHUNK_ELEMENTS if None.
     """
-    num_rows = max(1, CHUNK_ELEMENTS // vocab_size)
+    num_rows = max(1, (CHUNK_ELEMENTS if most_logits is None else most_logits) // vocab_size)
     chunks = [slice(start, start + num_rows) for start in range(0, len(targets_S), num_rows)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden_SD, *trained)):
         return _ChunkedLoss.apply(hidden_SD, head, targets_S, chunks, smoothing, losses_S, *trained)

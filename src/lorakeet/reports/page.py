@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet.errors import ConfigError
 from lorakeet.files import durable
-from lorakeet.formatting import duration, size
+from lorakeet.formatting import difference, duration, size
 
 if TYPE_CHECKING:
     import jinja2
@@ -108,4 +108,4 @@ def _environment() -> "jinja2.Environment":
     return environment
 
 
-_UNITS = {"bytes": size, "duration": duration, "whole": lambda number: f"{number:,.0f}"}
+_UNITS = {"bytes": size, "duration": duration, "difference": difference, "whole": lambda number: f"{number:,.0f}"}

@@ -13,6 +13,7 @@ from lorakeet.config import load_yaml
 from lorakeet.errors import CheckpointError, LorakeetError
 from lorakeet.rundir import checkpoint
 from lorakeet.rundir.metrics_file import read_lines
+from lorakeet.rundir.record import EVALUATION, PROOFS
 
 Row = dict[str, Any]
 
@@ -37,6 +38,8 @@ class ReportedRun:
     """Statistics of the rows, what was proven of them, rows with their masks, the command, versions: RUN/data.json."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """What `lorakeet evaluate` measured last, with base and tuned answers."""
+    verification: dict[str, Any] = field(default_factory=dict)
+    """What `lorakeet verify` proved last: RUN/proofs.json."""
     identity: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     adapter_step: int | None = None
@@ -67,7 +70,8 @@ def read_run(directory: Path) -> ReportedRun:
         row_losses=[row for row in _rows(directory / "rows.jsonl") if _is_number(row["loss"])],
         prediction=_object(directory / "prediction.json"),
         data=_object(directory / "data.json"),
-        evaluation=_object(directory / "evaluation.json"),
+        evaluation=_object(directory / EVALUATION),
+        verification=_object(directory / PROOFS),
         identity=newest.get("identity", {}),
         versions=newest.get("versions", {}),
         adapter_step=_adapter_step(directory / "adapter"),

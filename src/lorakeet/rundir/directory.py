@@ -58,6 +58,7 @@ _RUN_FILES = (
     "rows.jsonl",
     "data.json",
     "evaluation.json",
+    "proofs.json",
     "prediction.json",
     "train.log",
     "logs",

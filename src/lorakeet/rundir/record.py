@@ -20,7 +20,7 @@ from lorakeet.rundir.metrics_file import read_lines
 
 logger = logging.getLogger(__name__)
 
-CONFIG, EVALUATION = "config.yaml", "evaluation.json"
+CONFIG, EVALUATION, PROOFS = "config.yaml", "evaluation.json", "proofs.json"
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def write_config(directory: Path, config: RunConfig, system: str | None) -> None
     durable.write_file(directory / CONFIG, dump_yaml(with_settings(config, output_dir=None)).encode())
 
 
-def keep_evaluation(directory: Path, content: dict[str, Any]) -> None:
-    """Write the newest evaluation into the run for its report; a run that may only be read is evaluated all the same."""
+def keep_found(directory: Path, name: str, content: dict[str, Any]) -> None:
+    """Write the newest evaluation or proofs into the run for its report; a run may be one that can only be read."""
     try:
         with durable.writing(directory):
-            durable.write_file(directory / EVALUATION, (json.dumps(content, indent=1) + "\n").encode())
+            durable.write_file(directory / name, (json.dumps(content, indent=1) + "\n").encode())
     except ConfigError as error:
-        logger.warning("The evaluation is not kept: %s", error)
+        logger.warning("%s is not written: %s", name, error)
 
 
 def with_settings(config: RunConfig, **changes: Any) -> RunConfig:

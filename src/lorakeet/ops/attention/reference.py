@@ -28,7 +28,7 @@ def attention_reference(
     visible_TT &= (behind_TT >= 0) & (behind_TT < window)
     groups = H // k_TKE.shape[1]
     k_THE, v_THE = (x.repeat_interleave(groups, dim=1) for x in (k_TKE, v_TKE))
-    scores_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_THE).float() * E**-0.5
+    scores_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_THE).to(torch.promote_types(q_THE.dtype, torch.float32)) * E**-0.5
     probs_HTT = scores_HTT.masked_fill(~visible_TT.to(q_THE.device), float("-inf")).softmax(-1).to(q_THE.dtype)
     return torch.einsum("hqk,khe->qhe", probs_HTT, v_THE).reshape(T, H * E)
 
