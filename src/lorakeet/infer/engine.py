@@ -12,12 +12,14 @@ B living sequences, T tokens of a pass, V vocabulary.
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 
 from lorakeet.errors import ConfigError, LorakeetError, ModelError
 from lorakeet.infer.mode import evaluating
+from lorakeet.infer.native_step import NativeStep
 from lorakeet.infer.prefixes import PrefixCache
 from lorakeet.infer.sampling import GREEDY, Sampling, choose, penalize_repetition
 from lorakeet.lora.per_row import Adapter, PerRowAdapters
@@ -275,7 +277,16 @@ class Engine:
         positions = list(self.cache.lengths)
         adapters = [sequence.request.adapter for sequence in self.living]
         self.cache.begin_step()
-        self._append(list(self.living), self._logits(ids, positions, adapters, torch.arange(len(ids) + 1), None))
+        if self.native_step is not None and self.native_step.takes(adapters):
+            logits_BV = self.native_step.logits(ids, self.cache, adapters)
+        else:
+            logits_BV = self._logits(ids, positions, adapters, torch.arange(len(ids) + 1), None)
+        self._append(list(self.living), logits_BV)
+
+    @cached_property
+    def native_step(self) -> NativeStep | None:
+        """What makes the steps of a few sequences fast, if it handles this model on this machine."""
+        return NativeStep.of(self.model)
 
     def _begin_again_behind_switch(self) -> None:
         """Send back to the queue whatever crosses LongRoPE's original length: all its keys change with the factors."""

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def _build(source: Path) -> Path:
     cpu = [*cpu_info("model name"), *cpu_info("flags")]
     text = source.read_text(encoding="utf-8")
     before, after = _pytorch_flags() if "#include <c10/" in text else ([], [])
-    headers = [header.read_text(encoding="utf-8") for header in sorted(source.parent.glob("*.h"))]
+    headers = [(source.parent / name).read_text(encoding="utf-8") for name in re.findall(r'#include "(.+)"', text)]
     state = "\0".join([text, *headers, version, *cpu, *FLAGS, *before, *after])
     target = cache_dir() / "native" / f"{source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     if target.is_file():

@@ -176,7 +176,7 @@ class CausalLM(nn.Module):
         x_TD = self.model.embed_tokens(input_ids_T)
         if noise_TD is not None:
             x_TD = x_TD + noise_TD.to(x_TD.dtype)
-        cos_TR, sin_TR = self._rope_tables(position_ids_T, cu_seqlens)
+        cos_TR, sin_TR = self.rope_tables(position_ids_T, cu_seqlens)
         last = len(self.model.layers) - 1
         recompute = self.recompute_layers and torch.is_grad_enabled()
         for i, layer in enumerate(self.model.layers):
@@ -196,7 +196,7 @@ class CausalLM(nn.Module):
         for layer in self.model.layers:
             compile_module(layer)
 
-    def _rope_tables(self, position_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rope_tables(self, position_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines; under LongRoPE each document's own length chooses its frequencies."""
         config, device = self.config, position_ids_T.device
         exponents_R = torch.arange(0, config.rotary_dim, 2, device=device).float() / config.rotary_dim

@@ -14,20 +14,9 @@ extern "C" int lorakeet_is_supported() { return 0; }
 using element = float;
 
 #include "attention.h"
+#include "vectors.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
-typedef float V __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // wherever floats lie
-typedef int32_t I __attribute__((vector_size(4 * LANES)));
-
-inline V &at(float *p) { return *(V *)p; }
-inline const V &at(const float *p) { return *(const V *)p; }
-inline V all(float x) { return x - V{}; }
 
 // --- Products --------------------------------------------------------------------------------------------------------
 
@@ -77,23 +66,6 @@ void product(float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
 }
 
 // --- Elements --------------------------------------------------------------------------------------------------------
-
-// 2^x for x <= 0, to 1e-7 relative: Taylor's series of degree 7 on [-1/2, 1/2].
-inline V exp2_of(V x) {
-    x = x > -126.0f ? x : all(-126.0f);  // smaller ones are no longer normal numbers
-    const V magic = all(0x1.8p23f), shifted = x + magic;  // adding it rounds to whole numbers, in the last bits
-    const V r = x - (shifted - magic);
-    V sum = all(1.52527338e-5f);
-    for (float c : {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f})
-        sum = sum * r + c;
-    return (V)((I)sum + ((I)shifted << 23));
-}
-
-inline float sum_of(V x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
 
 // Which of the lanes from `j` on lie in [first, end).
 inline I lanes(int j, int first, int end) {
