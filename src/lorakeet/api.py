@@ -162,6 +162,7 @@ def train(
     peft_config: Mapping[str, Any] | None = None,
     data_config: Mapping[str, Any] | None = None,
     quantization_config: Mapping[str, Any] | None = None,
+    adapter: str | Path | None = None,
     config: RunConfig | None = None,
     resume: bool = False,
     restart: bool = False,
@@ -175,12 +176,13 @@ def train(
         peft_config: keys of LoraConfig, under peft.LoraConfig's names.
         data_config: keys of DataConfig.
         quantization_config: keys of QuantizationConfig, under transformers.BitsAndBytesConfig's names.
+        adapter: a run or an adapter directory to start from.
         config: a whole configuration, in place of all the above.
         resume: go on from the newest valid checkpoint in output_dir; start if there is none.
         restart: start again in an output_dir that holds a run, whose files are moved into its folder old-1.
     Raises: LorakeetError if the user can mend something.
     """
-    config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config)
+    config = config or run_config(model, data, training_config, peft_config, data_config, quantization_config, adapter)
     run = Run(train_run(config, resume=resume, restart=restart))
     write_report_of_run(run.directory)
     return run
@@ -193,6 +195,7 @@ def run_config(
     peft_config: Mapping[str, Any] | None = None,
     data_config: Mapping[str, Any] | None = None,
     quantization_config: Mapping[str, Any] | None = None,
+    adapter: str | Path | None = None,
 ) -> RunConfig:
     """Build the configuration of a run from what `train` and `check` take."""
     sources = [data] if isinstance(data, str) else list(data or [])
@@ -202,7 +205,9 @@ def run_config(
         "peft_config": dict(peft_config or {}),
         "quantization_config": dict(quantization_config or {}),
     }
-    return resolve_config(model=model, sections={name: keys for name, keys in sections.items() if keys})
+    return resolve_config(
+        model=model, adapter=str(adapter) if adapter else None, sections={name: keys for name, keys in sections.items() if keys}
+    )
 
 
 def check(

@@ -21,11 +21,12 @@ def config(method="pissa", r=3):
     return LoraConfig(r=r, lora_alpha=6, target_modules=NAMES, init_lora_weights=method, task_type=None)
 
 
-def test_start_matches_peft(toy, ids):
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_start_matches_peft(method, toy, ids):
     model, twin = toy(), toy()
     expected = twin(ids)
-    inject(model, config())
-    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=NAMES, init_lora_weights="pissa")
+    inject(model, config(method))
+    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=NAMES, init_lora_weights=method)
     theirs = peft.get_peft_model(twin, settings)
     torch.testing.assert_close(model(ids), expected)
     for path in ("model.layers.0.qkv_proj", "model.layers.2.down_proj"):
@@ -43,8 +44,9 @@ def test_the_fast_start_is_nearly_the_exact_one(toy, ids):
         assert found.weight.norm() < 1.05 * best.weight.norm()
 
 
-def test_saved_adapter_is_right_on_the_original_base_here_and_in_peft(toy, fill, ids, tmp_path):
-    model = inject(toy(), config())
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_saved_adapter_is_right_on_the_original_base_here_and_in_peft(method, toy, fill, ids, tmp_path):
+    model = inject(toy(), config(method))
     torch.testing.assert_close(model(ids), toy()(ids))
     fill(model)
     trained = model(ids)
@@ -94,4 +96,4 @@ def test_layers_that_cannot_start_so_are_refused_before_anything_changes():
     with pytest.raises(ConfigError, match="E-CFG-172"):
         inject(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=8, target_modules=["0"], init_lora_weights="pissa"))
     with pytest.raises(ConfigError, match="pissa_niter_N"):
-        LoraConfig(init_lora_weights="olora")
+        LoraConfig(init_lora_weights="corda")

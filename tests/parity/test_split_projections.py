@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lorakeet.config import LoraConfig
-from lorakeet.errors import ConfigError
+from lorakeet.errors import AdapterError, ConfigError
 from lorakeet.lora.adapter import load_adapter, save_adapter
 from lorakeet.lora.disable import disabled_adapters
 from lorakeet.lora.inject import inject, lora_layers, merge_and_unload, remove, trained_updates
@@ -25,7 +25,11 @@ ROWS = {"qkv_proj": {"q_proj": 32, "k_proj": 16, "v_proj": 16}, "gate_up_proj": 
 CASES = [
     {"target_modules": "all-linear"},
     {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
-    {"target_modules": ["k_proj", "up_proj", "o_proj"], "rank_pattern": {"k_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+    {
+        "target_modules": ["q_proj", "k_proj", "up_proj", "o_proj"],
+        "rank_pattern": {"k_proj": 2},
+        "alpha_pattern": {"up_proj": 3},
+    },
     {"target_modules": ["v_proj", "gate_proj", "down_proj"], "use_dora": True},
     {"target_modules": "all-linear", "use_dora": True, "layers_to_transform": [1]},
 ]
@@ -179,3 +183,32 @@ def test_over_four_bits_and_by_row(tmp_path):
     with torch.no_grad(), rows.of_rows([read_adapter(base, tmp_path)] * len(IDS)):
         assert relative(logits(base), logits(model)) < 1e-5
     rows.close()
+
+
+@pytest.mark.parametrize("options", [*CASES[:3], {"target_modules": "all-linear", "use_dora": True}])
+def test_an_adapter_of_separate_layers_loads_onto_fused_ones(options, tmp_path):
+    model = adapted(**options)
+    save_adapter(model, tmp_path / "apart")
+    fused = ours()
+    fused.stored_parts = {}
+    config = load_adapter(fused, tmp_path / "apart")
+    assert not set(config.target_modules) & {"q_proj", "k_proj"}
+    assert relative(logits(fused), logits(model)) < 1e-5
+    save_adapter(fused, tmp_path / "fused")
+    again = ours()
+    again.stored_parts = {}
+    load_adapter(again, tmp_path / "fused")
+    assert relative(logits(again), logits(model)) < 1e-5
+
+
+def test_what_has_no_form_on_fused_layers_is_refused_by_name(tmp_path):
+    for name, options, text in (
+        ("lengths", {"target_modules": ["q_proj"], "use_dora": True}, "DoRA of q_proj alone has no form on .*qkv_proj"),
+        ("place", {"target_modules": ["k_proj"]}, "where k_proj lies in .*qkv_proj cannot be told"),
+    ):
+        save_adapter(adapted(**options), tmp_path / name)
+        fused = ours()
+        fused.stored_parts = {}
+        with pytest.raises(AdapterError, match=rf"E-ADPT-66.*{text}"):
+            load_adapter(fused, tmp_path / name)
+        assert not list(lora_layers(fused))

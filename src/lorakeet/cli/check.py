@@ -29,6 +29,7 @@ def command(
     max_steps: flags.MaxSteps = None,
     lr: flags.LearningRate = None,
     r: flags.Rank = None,
+    adapter: flags.Adapter = None,
     load_in_4bit: flags.LoadIn4bit = None,
     load_in_8bit: flags.LoadIn8bit = None,
     batch_size: flags.BatchSize = None,

@@ -26,6 +26,7 @@ System = Annotated[str | None, typer.Option(help="System prompt for every conver
 MaxLength = Annotated[int | None, typer.Option(help="Maximum length of a conversation in tokens.")]
 Truncation = Annotated[str | None, typer.Option(help="For longer conversations: error, drop or truncate-left.")]
 
+Adapter = Annotated[Path | None, typer.Option(help="Run or adapter directory to start from. Default: a fresh adapter.")]
 Epochs = Annotated[float | None, typer.Option(help="Number of training epochs.")]
 MaxSteps = Annotated[int | None, typer.Option(help="Number of optimizer steps, in place of --epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Conversations per device and step.")]
@@ -73,4 +74,10 @@ def config_from(parameters: dict[str, Any]) -> "RunConfig":
     said["data"] = said["data"] or None
     said["columns"], said["roles"] = pairs("--columns", said["columns"]), pairs("--roles", said["roles"])
     sections = {section: {key: said[flag] for flag, key in keys.items() if flag in said} for section, keys in _KEYS.items()}
-    return resolve_config(file=parameters["config"], model=said["model"], flags=sections, assignments=said["assignments"] or [])
+    return resolve_config(
+        file=parameters["config"],
+        model=said["model"],
+        adapter=said["adapter"],
+        flags=sections,
+        assignments=said["assignments"] or [],
+    )

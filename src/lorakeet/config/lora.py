@@ -67,7 +67,7 @@ class LoraConfig(StrictModel):
     """Start as the identity: A random, B zero. False draws B at random too, which only tests want.
 
     "pissa" starts with the weight's principal part instead, and "pissa_niter_16" with a fast approximation of it;
-    "loftq", over a quantised base, with what rounding took from the weight."""
+    "olora" with a part of its QR decomposition; "loftq", over a quantised base, with what rounding took from the weight."""
     task_type: str | None = "CAUSAL_LM"
     """Written to adapter_config.json for PEFT; None for modules that are no language model."""
 
@@ -80,8 +80,8 @@ class LoraConfig(StrictModel):
             _require_names(key, getattr(self, key) or ())
         _require_names("target_modules", targets)
         initial = self.init_lora_weights
-        if isinstance(initial, str) and not re.fullmatch(r"pissa(_niter_[0-9]{1,3})?|loftq", initial):
-            allowed = "true, false, pissa, pissa_niter_N, loftq"
+        if isinstance(initial, str) and not re.fullmatch(r"pissa(_niter_[0-9]{1,3})?|olora|loftq", initial):
+            allowed = "true, false, pissa, pissa_niter_N, olora, loftq"
             raise _out_of_range(OUT_OF_RANGE, "init_lora_weights", initial, allowed)
         patterns = self.layers_pattern or []
         _require_names("layers_pattern", [patterns] if isinstance(patterns, str) else patterns)

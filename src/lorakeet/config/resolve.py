@@ -60,19 +60,19 @@ def resolve_config(
     *,
     file: Path | None = None,
     model: str | None = None,
+    adapter: str | None = None,
     sections: Mapping[str, Mapping[str, Any]] | None = None,
     flags: Mapping[str, Mapping[str, Any]] | None = None,
     assignments: Sequence[str] = (),
 ) -> RunConfig:
-    """Put a configuration together: the file, MODEL and `sections` over it, then flags, then `--set` assignments.
+    """Put a configuration together: the file, MODEL, `adapter` and `sections` over it, then flags, then `--set` assignments.
 
     In `flags`, None and {} are what nobody said; in `sections` every key counts.
     """
     values: dict[str, Any] = load_yaml(file) if file else {}
     if isinstance(values.get("data"), str | list):
         values["data"] = {"train": values["data"]}
-    if model is not None:
-        values["model"] = model
+    values |= {key: value for key, value in (("model", model), ("adapter", adapter)) if value is not None}
     given = {
         section: {key: value for key, value in entries.items() if value not in (None, {})}
         for section, entries in (flags or {}).items()

@@ -63,6 +63,8 @@ class RunConfig(StrictModel):
     """Where the adapters go."""
     quantization_config: QuantizationConfig = QuantizationConfig()
     """In how many bits the frozen base is held."""
+    adapter: str | None = None
+    """A run or an adapter directory to start from; what shapes an adapter is then taken from there."""
 
     @property
     def notes(self) -> tuple[str, ...]:

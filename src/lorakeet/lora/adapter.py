@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
 from lorakeet.errors import AdapterError, ConfigError
+from lorakeet.lora.fused_pairs import onto_fused_layers
 from lorakeet.lora.inject import adapter_extras, inject, injection_of, lora_layers, peft_path, remove, trained_updates
 from lorakeet.lora.peft_config import read_config, to_peft, write_config
 from lorakeet.lora.starts import loftq
@@ -72,6 +73,32 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     """
     model = _unwrapped(model)
     folder = Path(directory)
+    config, found = _read_for(model, folder, base_hash)
+    path = weights_path(folder)
+    injected_here = not any(True for _ in lora_layers(model))
+    if injected_here:
+        _inject_for(model, config, folder)
+    try:
+        _check_scaling(model, config, folder)
+        _check_same(_adapter_tensors(model, config), found, path)
+        _copy_in(model, config, found)
+    except AdapterError:
+        if injected_here:
+            remove(model)
+        raise
+    return config
+
+
+def config_for(model: nn.Module, directory: str | os.PathLike[str]) -> LoraConfig:
+    """Return what `load_adapter` would inject into `model` for an adapter, in the model's own names.
+
+    Raises: AdapterError, as `load_adapter`.
+    """
+    return _read_for(_unwrapped(model), Path(directory), None)[0]
+
+
+def _read_for(model: nn.Module, folder: Path, base_hash: str | None) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Read an adapter as one for `model`: its layers' names and ranks, its quantised or full weights."""
     path = weights_path(folder)
     config, literal = read_config(folder)
     tensors, extra = read_tensors(path)
@@ -89,18 +116,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     if config.modules_to_save:
         config = config.model_copy(update={"modules_to_save": _saved_in(model, config.modules_to_save, found)})
     config, found = loftq.for_base_of(model, folder, config, found, extra)
-    injected_here = not any(True for _ in lora_layers(model))
-    if injected_here:
-        _inject_for(model, config, folder)
-    try:
-        _check_scaling(model, config, folder)
-        _check_same(_adapter_tensors(model, config), found, path)
-        _copy_in(model, config, found)
-    except AdapterError:
-        if injected_here:
-            remove(model)
-        raise
-    return config
+    return onto_fused_layers(model, config, found, path)
 
 
 def adapter_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Identity:
     data: str
     held_out_data: str
     rows_of_a_step: int
+    adapter: str | None
+    """Of the adapter that training started from; None for a fresh one."""
     settings: dict[str, str]
     """JSON of every configuration key that matters, by `section.key`."""
 
@@ -68,11 +70,12 @@ class Identity:
             DATA: self.data,
             HELD_OUT: self.held_out_data,
             "per_device_train_batch_size × gradient_accumulation_steps × processes": str(self.rows_of_a_step),
+            **({} if self.adapter is None else {"adapter": self.adapter}),
             **self.settings,
         }
 
 
-def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str) -> Identity:
+def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: str, adapter: str | None = None) -> Identity:
     """Describe a run that is about to start or to go on."""
     settings = config.training_config
     return Identity(
@@ -81,6 +84,7 @@ def run_identity(config: RunConfig, data: PreparedData, base_hash: str, dtype: s
         data=hash_of(data.train.examples),
         held_out_data=hash_of(data.held_out),
         rows_of_a_step=settings.per_device_train_batch_size * settings.gradient_accumulation_steps * dist.world_size(),
+        adapter=adapter,
         settings={
             f"{section}.{key}": json.dumps(value, sort_keys=True)
             for section in SECTIONS

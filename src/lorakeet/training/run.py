@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 
 from lorakeet import dist, progress
+from lorakeet.adapters.adapter_file import find_adapter
 from lorakeet.adapters.run_card import write_run_card
+from lorakeet.adapters.starting import adapter_hash, started_from
 from lorakeet.chat_model import ChatModel, load
 from lorakeet.checking.bad_rows import stop_naming_check
 from lorakeet.checking.data_record import FILE as DATA_FILE
@@ -26,7 +28,7 @@ from lorakeet.config import RunConfig, to_values
 from lorakeet.data.prepare import PreparedData, prepare_data, require_sources
 from lorakeet.files import durable
 from lorakeet.files.hashing import file_sha256
-from lorakeet.lora.adapter import WEIGHTS_FILE, save_adapter
+from lorakeet.lora.adapter import WEIGHTS_FILE, load_adapter, save_adapter
 from lorakeet.lora.fused import in_fused_names
 from lorakeet.lora.inject import inject
 from lorakeet.lora.targets import find_targets
@@ -125,8 +127,10 @@ def _train(
         with dist.one_of_each_machine_first():
             base_hash = weights.fingerprint(chat_model.directory)
             files = data_files(config)
+            begun_from = None if config.adapter is None else adapter_hash(config.adapter)
         trainer = build_trainer(config, chat_model, data, stop)
-        identity = run_identity(config, data, base_hash, str(chat_model.model.lm_head.weight.dtype)).to_dict()
+        dtype = str(chat_model.model.lm_head.weight.dtype)
+        identity = run_identity(config, data, base_hash, dtype, begun_from).to_dict()
         require_same(identity)
         require_recorded_rows(identity, recorded or identity)
         resumed_from = _load_checkpoint(directory, identity, trainer) if is_resumed else None
@@ -180,6 +184,8 @@ def in_model_names(chat_model: ChatModel, config: RunConfig) -> RunConfig:
     peft_config, notes = in_fused_names(config.peft_config, model, model.packed_modules_mapping)
     for note in notes:
         logger.info("Note: %s.", note)
+    if config.adapter is not None:
+        peft_config = started_from(model, config.adapter, peft_config)
     find_targets(model, peft_config)
     return config.model_copy(update={"peft_config": peft_config})
 
@@ -195,10 +201,12 @@ def as_decided(chat_model: ChatModel, config: RunConfig) -> RunConfig:
 
 
 def build_trainer(config: RunConfig, chat_model: ChatModel, data: PreparedData, stop: StopRequest | None = None) -> Trainer:
-    """Put fresh adapters into the model and make it ready to train as `config` says."""
+    """Put adapters into the model, fresh or those to start from, and make it ready to train as `config` says."""
     model, settings = chat_model.model, config.training_config
     seed_all(settings.seed)
     inject(model, config.peft_config, original_weight=partial(weights.read_weight, chat_model.directory))
+    if config.adapter is not None:
+        load_adapter(model, find_adapter(config.adapter), base_hash=weights.fingerprint(chat_model.directory))
     check_adapted_layers(model, config.peft_config)
     if settings.fsdp and dist.is_shared():
         shard_base(model)

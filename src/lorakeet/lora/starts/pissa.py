@@ -1,12 +1,13 @@
-"""PiSSA: adapters that start with the principal part of their weight, which the frozen weight then lacks.
+"""PiSSA and OLoRA: adapters that start with a part of their weight, which the frozen weight then lacks.
 
 data in: a fresh LoRA layer → out: the same layer computing the same, its A and B the largest singular values and
-vectors of the weight, its weight the rest. Training then moves the directions that matter most.
+vectors of the weight (PiSSA) or its first orthonormal directions (OLoRA), its weight the rest.
 
 What is saved belongs to the weight as it was: the difference of the pairs after and before training, which is plain
 LoRA of rank 2r (`A B − A₀ B₀`). So the adapter loads onto the original model anywhere, and never onto a wrong one.
 
-Source: Meng et al. 2024, arXiv:2404.02948; reference implementation: PEFT's `pissa_init`.
+Source: Meng et al. 2024, arXiv:2404.02948; Büyükakyüz 2024, arXiv:2406.01775; reference implementation: PEFT's
+`pissa_init` and `olora_init`.
 """
 
 import torch
@@ -27,7 +28,7 @@ def check_principal_part(layer: MergeableLayer, target: Target) -> None:
     if type(layer) is not Linear:
         raise ConfigError(
             "E-CFG-172",
-            f"PiSSA needs linear layers of 16 or 32 bits, and {target.path} is none",
+            f"PiSSA and OLoRA need linear layers of 16 or 32 bits, and {target.path} is none",
             place="peft_config.init_lora_weights",
             fix="Over a quantised base use loftq; else leave the layer out",
         )
@@ -44,9 +45,17 @@ def check_principal_part(layer: MergeableLayer, target: Target) -> None:
 def start_with_principal_part(update: Update, method: str) -> None:
     """Move the principal part of the weight into A and B.
 
-    `method` is "pissa" for the exact decomposition, or "pissa_niter_N" for a randomised one with N iterations.
+    `method` is "pissa" for the exact decomposition, "pissa_niter_N" for a randomised one with N iterations, or "olora" for
+    the first rows of a QR decomposition.
     """
     wide_OI, r = update.base_rows(torch.float32), update.r
+    if method == "olora":
+        with torch.no_grad():
+            left_OI, right_II = torch.linalg.qr(wide_OI)
+            update.lora_B.copy_(left_OI[:, :r])
+            update.lora_A.copy_(right_II[:r])
+        take_out_of_weight(update)
+        return
     iterations = method.removeprefix("pissa").removeprefix("_niter_")
     with torch.no_grad():
         if iterations:
