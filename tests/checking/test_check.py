@@ -84,7 +84,7 @@ def test_little_is_kept_of_a_row(tiny):
         survey = Survey()
         tracemalloc.start()
         for i in range(count):
-            survey.add(replace(row, place=f"f:{i + 1}"), replace(example, input_ids=list(example.input_ids)))
+            survey.add(replace(row, place=f"f:{i + 1}"), [replace(example, input_ids=list(example.input_ids))])
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert survey.num_rows == count

@@ -40,7 +40,7 @@ class CheckResult:
         if self.shown:
             console.print(legend(colour=colour), end="\n\n")
         for shown in self.shown:
-            console.print(f"── {shown.conversation.place}", style="bold" if colour else "")
+            console.print(f"── {shown.example.place}", style="bold" if colour else "")
             console.print(example_text(shown, self.tokenizer, colour=colour))
             console.print()
         for line in report_lines(self.report):

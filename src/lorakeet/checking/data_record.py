@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,14 @@ class DataRecord:
     def __post_init__(self) -> None:
         self.duplicates = Duplicates(self.places.__getitem__, near=False)
 
-    def add(self, conversation: Conversation, example: Example | None) -> None:
-        """Count one row; None stands for the example of a row that was dropped."""
-        if example is None:
+    def add(self, conversation: Conversation, examples: Sequence[Example]) -> None:
+        """Count one row with its examples; it has none if it was dropped."""
+        if not examples:
             return
         self.places.append(conversation.place)
         self.duplicates.add(conversation)
-        self.lengths.append(len(example.input_ids))
-        if len(self.shown) < NUM_SHOWN:
-            self.shown.append(Shown(conversation, example))
+        self.lengths.extend(len(example.input_ids) for example in examples)
+        self.shown += [Shown(conversation, one) for one in examples][: NUM_SHOWN - len(self.shown)]
 
     def write(self, run_directory: Path, data: PreparedData, tokenizer: Tokenizer) -> None:
         """Write RUN/data.json."""

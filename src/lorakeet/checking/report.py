@@ -96,8 +96,11 @@ class Survey:
     num_rows: int = 0
     supervised: int = 0
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    """Of each example; a row has one, or one for each answer."""
     needed: "array[int]" = field(default_factory=lambda: array("I"))
-    """Length of each row up to its last answer."""
+    """Length of each example up to its last answer."""
+    row_of: "array[int]" = field(default_factory=lambda: array("I"))
+    """Number of each example's row among those with examples."""
     files: dict[str, int] = field(default_factory=dict)
     file_of: "array[int]" = field(default_factory=lambda: array("I"))
     line_of: "array[int]" = field(default_factory=lambda: array("I"))
@@ -108,21 +111,23 @@ class Survey:
     def __post_init__(self) -> None:
         self.duplicates = Duplicates(self.place)
 
-    def add(self, conversation: Conversation, example: Example | None) -> None:
-        """Count one row; None stands for the example of a row that was dropped."""
+    def add(self, conversation: Conversation, examples: Sequence[Example]) -> None:
+        """Count one row with its examples; it has none if it was dropped."""
         self.num_rows += 1
         is_wanted = len(self.shown) < self.num_examples if self.row is None else _is_at(conversation.place, self.row)
-        if is_wanted and (example is not None or self.row is not None):
-            self.shown.append(Shown(conversation, example or Example([], (), conversation.place)))
-        if example is None:
+        if is_wanted and (examples or self.row is not None):
+            self.shown += [Shown(conversation, one) for one in examples or [Example([], (), conversation.place)]]
+        if not examples:
             return
         self.duplicates.add(conversation)
-        self.lengths.append(len(example.input_ids))
-        self.needed.append(example.spans[-1][1])
-        self.supervised += example.num_supervised_tokens
         file, _, line = conversation.place.rpartition(":")
         self.file_of.append(self.files.setdefault(file, len(self.files)))
         self.line_of.append(int(line) if line.isdecimal() else 0)
+        for example in examples:
+            self.lengths.append(len(example.input_ids))
+            self.needed.append(example.spans[-1][1])
+            self.row_of.append(len(self.file_of) - 1)
+            self.supervised += example.num_supervised_tokens
         scripts = count_scripts(conversation.said)
         self.scripts.update(scripts)
         self.languages[guess_language(conversation.said, scripts)] += 1
@@ -135,7 +140,7 @@ class Survey:
         """List the longest or the shortest rows."""
         sign = -1 if longest else 1
         rows = heapq.nsmallest(_NUM_EXTREMES, range(len(self.lengths)), key=lambda row: (sign * self.lengths[row], row))
-        return [(self.place(row), self.lengths[row]) for row in rows]
+        return [(self.place(self.row_of[row]), self.lengths[row]) for row in rows]
 
     def report(self, findings: Findings, *, template: str, learn: str) -> CheckReport:
         """Work out the figures. Raises DataError E-DATA-118 if there is no such row to show."""
@@ -150,7 +155,7 @@ class Survey:
             template,
             learn,
             num_rows=self.num_rows,
-            num_usable=len(lengths),
+            num_usable=len(self.file_of),
             num_tokens=sum(lengths),
             num_supervised_tokens=self.supervised,
             lengths=measure(lengths),

@@ -3,6 +3,7 @@
 data in: the sections of a configuration → out: a frozen RunConfig.
 """
 
+from datetime import date
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -37,12 +38,21 @@ class DataConfig(StrictModel):
     """Keep reasoning that stands in a field of its own, as <think> text before the answer, or drop it."""
     template: str | None = None
     """Name of the chat template, if it is not found from the model."""
+    date: str | None = None
+    """The day (YYYY-MM-DD) that is written into the rows by chat templates that write one; none is the day the run begins."""
     learn: Literal["all", "last", "marked", "text"] = "all"
     """Which turns are trained on: all of the assistant's, the last one, those that the rows mark, or the whole text."""
     system: str | None = None
     """A system prompt that replaces those of the rows."""
     truncation: Literal["error", "drop", "truncate-left"] = "error"
     """What happens to a conversation longer than max_length."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            date.fromisoformat(value)
+        return value
 
     @field_validator("train", "eval", mode="before")
     @classmethod

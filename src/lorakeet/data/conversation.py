@@ -3,6 +3,7 @@
 data in: nothing → out: three small frozen nouns, Message, Conversation, Example. No reading, no encoding.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,7 @@ from lorakeet.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
+_REASONING = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +101,9 @@ def joined(conversation: Conversation) -> Conversation:
         content = "\n\n".join(text for text in (last.content, message.content) if text)
         messages[-1] = replace(last, content=content, tool_calls=message.tool_calls)
     return replace(conversation, messages=tuple(messages))
+
+
+def split_reasoning(content: str) -> tuple[str, str]:
+    """Split an answer that opens with <think> text into the reasoning and what follows; there may be none."""
+    found = _REASONING.match(content)
+    return (found[1], content[found.end() :]) if found else ("", content)

@@ -19,6 +19,8 @@ from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import WHITESPACE, Place, Tokenizer
 from lorakeet.errors import ConfigError, DataError
 
+REWRITTEN = "E-DATA-126"
+"""Code of a row whose supervised answers cannot all be found in one rendering of it."""
 Learn = Literal["all", "last", "marked", "text"]
 Truncation = Literal["error", "drop", "truncate-left"]
 
@@ -100,6 +102,17 @@ def supervised_turns(conversation: Conversation, learn: Learn) -> list[int]:
     default = set(turns if learn in ("all", "text") else turns[-1:] if learn == "last" else [])
     marks = {i: conversation.messages[i].train for i in turns}
     return [i for i in turns if (i in default if marks[i] is None else marks[i])]
+
+
+def answer_by_answer(conversation: Conversation, learn: Learn) -> list[Conversation]:
+    """Cut a row into one for each supervised answer, which ends with it, as inference writes the conversation then."""
+    messages = conversation.messages
+    parts = []
+    for turn in supervised_turns(conversation, learn):
+        earlier = tuple(replace(message, train=False) for message in messages[:turn])
+        place = f"{conversation.place} messages[{turn}]".strip()
+        parts.append(replace(conversation, messages=(*earlier, replace(messages[turn], train=True)), place=place))
+    return parts
 
 
 def fit_length(example: Example, max_length: int, truncation: Truncation, *, bos_id: int | None) -> Example | None:
@@ -242,6 +255,13 @@ def _example(segments: Sequence[_Segment], conversation: Conversation, learn: Le
         spans = [(1, len(ids))]
     # Nothing predicts a first token, so it is never a target.
     spans = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
+    if rewritten := sorted(turns - {segment.turn for segment in segments}):
+        raise DataError(
+            REWRITTEN,
+            f"messages[{rewritten[0]}]: the model's chat template writes earlier turns differently once later ones follow",
+            place=conversation.place,
+            fix="Train on answers, not on the whole text, or name a template with --template",
+        )
     if not spans:
         raise DataError(
             "E-DATA-24",

@@ -11,13 +11,13 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakeet.data.conversation import Conversation, Example
-from lorakeet.data.encode import EncodeOptions, encode_many, fit_length
+from lorakeet.data.encode import REWRITTEN, EncodeOptions, answer_by_answer, encode_many, fit_length
 from lorakeet.data.prove import prove_many, prove_untruncated
 from lorakeet.data.read import OnBadRow, stop_at_first
 from lorakeet.data.templates.template import Template
@@ -35,8 +35,9 @@ _FILE = "rows.safetensors"
 _PARALLEL_FROM = 20_000  # rows; below, starting processes costs more than it saves
 
 
-Result = Example | DataError | None
-"""What becomes of a row: an example, the error of one that cannot be used, or None if it was dropped."""
+Result = list[Example | None] | DataError
+"""What becomes of a row: one example, or one for each answer if the template writes earlier turns differently later on, each
+None if it was dropped; or the error of a row that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class EncodedRows:
 
     examples: list[Example]
     kept: list[int]
-    """Index of each example's row."""
+    """Index of each example's row; it occurs again if the row has an example for each answer."""
     num_rows: int
     num_truncated: int = 0
-    """Rows that lost tokens at the left."""
+    """Examples that lost tokens at the left."""
     num_dropped: int = 0
-    """Rows that the truncation policy dropped."""
+    """Examples that the truncation policy dropped."""
     from_cache: bool = False
 
     @property
@@ -75,10 +76,19 @@ class _Job:
     def run(self, rows: Sequence[Conversation]) -> list[Result]:
         """Encode, prove and fit one chunk."""
         try:
-            return [*self._run(rows)]
+            return [[example] for example in self._run(rows)]
         except DataError as error:
             # Together rows are faster, but only one by one does each have an error of its own.
-            return [error] if len(rows) == 1 else [result for row in rows for result in self.run([row])]
+            return [self._run_apart(rows[0], error)] if len(rows) == 1 else [self.run([row])[0] for row in rows]
+
+    def _run_apart(self, row: Conversation, error: DataError) -> Result:
+        """Encode a row that failed answer by answer, if that may help; else return its error."""
+        if error.code != REWRITTEN or self.options.learn == "text":
+            return error
+        try:
+            return self._run(answer_by_answer(row, self.options.learn))
+        except DataError as other:
+            return other
 
     def _run(self, rows: Sequence[Conversation]) -> list[Example | None]:
         examples = encode_many(rows, self.tokenizer, self.template, learn=self.options.learn)
@@ -135,7 +145,7 @@ def encode_rows(
     if cached is not None and not any(isinstance(result, DataError) for result in results):
         # A full or read-only disk costs the cache, never the run.
         with contextlib.suppress(OSError):
-            make_derived(cached, lambda draft: _save(draft / _FILE, encoded))
+            make_derived(cached, lambda draft: _save(draft / _FILE, encoded, rows))
             keep_newest(cached.parent, _MOST_CACHED)
     return encoded
 
@@ -192,14 +202,14 @@ def _run_in_process(rows: Sequence[Conversation]) -> list[Result]:
 
 
 def _collect(results: Sequence[Result]) -> EncodedRows:
-    kept = [index for index, result in enumerate(results) if isinstance(result, Example)]
-    examples = [result for result in results if isinstance(result, Example)]
+    found = [(i, one) for i, result in enumerate(results) if not isinstance(result, DataError) for one in result]
+    examples = [one for _, one in found if one is not None]
     return EncodedRows(
         examples,
-        kept,
+        [index for index, one in found if one is not None],
         num_rows=len(results),
         num_truncated=sum(example.num_cut > 0 for example in examples),
-        num_dropped=results.count(None),
+        num_dropped=len(found) - len(examples),
     )
 
 
@@ -225,7 +235,7 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, encoded: EncodedRows) -> None:
+def _save(path: Path, encoded: EncodedRows, rows: Sequence[Conversation]) -> None:
     import numpy
     from safetensors.numpy import save
 
@@ -233,6 +243,7 @@ def _save(path: Path, encoded: EncodedRows) -> None:
         return numpy.array(values, dtype=numpy.int64)
 
     examples = encoded.examples
+    wheres = [one.place[len(rows[index].place) :] for index, one in zip(encoded.kept, examples, strict=True)]
     arrays = {
         "input_ids": flat([i for example in examples for i in example.input_ids]),
         "lengths": flat([len(example.input_ids) for example in examples]),
@@ -240,6 +251,8 @@ def _save(path: Path, encoded: EncodedRows) -> None:
         "num_spans": flat([len(example.spans) for example in examples]),
         "num_cut": flat([example.num_cut for example in examples]),
         "kept": flat(encoded.kept),
+        "num_dropped": flat([encoded.num_dropped]),
+        "wheres": numpy.frombuffer("\n".join(wheres).encode(), numpy.uint8),  # what a place adds to its row's
     }
     write_file(path, save(arrays))
 
@@ -252,10 +265,19 @@ def _load(path: Path, rows: Sequence[Conversation]) -> EncodedRows:
     ends = numpy.cumsum(arrays["lengths"]).tolist()
     span_ends = numpy.cumsum(arrays["num_spans"]).tolist()
     ids, spans = arrays["input_ids"].tolist(), arrays["spans"].reshape(-1, 2).tolist()
-    results: list[Result] = [None] * len(rows)
+    examples: list[Example] = []
+    kept = arrays["kept"].tolist()
+    wheres = arrays["wheres"].tobytes().decode().split("\n")
     start = first = 0
-    for index, end, last, cut in zip(arrays["kept"].tolist(), ends, span_ends, arrays["num_cut"].tolist(), strict=True):
+    for index, where, end, last, cut in zip(kept, wheres, ends, span_ends, arrays["num_cut"].tolist(), strict=True):
         borders = tuple((a, b) for a, b in spans[first:last])
-        results[index] = Example(ids[start:end], borders, rows[index].place, cut)
+        examples.append(Example(ids[start:end], borders, rows[index].place + where, cut))
         start, first = end, last
-    return replace(_collect(results), from_cache=True)
+    return EncodedRows(
+        examples,
+        kept,
+        num_rows=len(rows),
+        num_truncated=sum(example.num_cut > 0 for example in examples),
+        num_dropped=int(arrays["num_dropped"][0]),
+        from_cache=True,
+    )

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from lorakeet.config import RunConfig
-from lorakeet.data.conversation import Conversation, Example, with_system_prompt
+from lorakeet.data.conversation import Conversation, Example, split_reasoning, with_system_prompt
 from lorakeet.data.encode import EncodeOptions
 from lorakeet.data.encode_all import EncodedRows, encode_rows
 from lorakeet.data.formats import Notes
 from lorakeet.data.read import OnBadRow, find_files, read_conversations, stop_at_first
 from lorakeet.data.split import Repeats, find_duplicates, find_overlap, hold_out, refuse_overlap
+from lorakeet.data.templates.habits import template_notes
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ MOST_HELD_OUT = 200
 DEMO = Path(__file__).parents[1] / "demo_task"
 """Where the rows lie that the source "demo" names; tools/demo_rows generates them."""
 
-Visit = Callable[[Conversation, Example | None], None]
+Visit = Callable[[Conversation, list[Example]], None]
 
 
 @dataclass(kw_only=True)
@@ -94,24 +95,28 @@ def prepare_data(
     Args:
         longest: the model's own limit in tokens, None if it is unknown.
         on_progress: called with (rows done, rows in all).
-        visit: called with every row of `data.train`, in order, and its example, or None if the row was dropped. This is
-            how a report sees the rows, which are not kept.
+        visit: called with every row of `data.train`, in order, and its examples: one, or one for each answer, or none if
+            the row was dropped. This is how a report sees the rows, which are not kept.
         on_bad_row: called with the error of each row that cannot be used; if it raises nothing, the others follow.
     Raises: ConfigError E-CFG-44 for a max_length beyond the model's limit, DataError for a bad row.
     """
     notes = Notes()
+    template = template.on(config.data.date)
     rows = _read(config.data.train, config, "train", notes, on_bad_row)
     train_rows, held_out_rows = _split(rows, config, on_bad_row)
 
     train = _encode(train_rows, config, tokenizer, template, longest, on_progress, on_bad_row)
     held_out = _encode(held_out_rows, config, tokenizer, template, longest, on_progress, on_bad_row)
-    kept = [held_out_rows[index] for index in held_out.kept]
-    by_row = {id(train_rows[i]): example for i, example in zip(train.kept, train.examples, strict=True)}
-    by_row |= {id(row): example for row, example in zip(kept, held_out.examples, strict=True)}
-    findings = _find(rows, [by_row.get(id(row)) for row in rows], tokenizer, notes)
+    by_row: dict[int, list[Example]] = {id(row): [] for row in rows}
+    for part, encoded in ((train_rows, train), (held_out_rows, held_out)):
+        for index, example in zip(encoded.kept, encoded.examples, strict=True):
+            by_row.setdefault(id(part[index]), []).append(example)
+    findings = _find(rows, [by_row[id(row)] for row in rows], tokenizer, template, notes)
+    findings.num_dropped = train.num_dropped + (held_out.num_dropped if config.data.eval is None else 0)
     if visit is not None:
         for row in rows:
-            visit(row, by_row.get(id(row)))
+            visit(row, by_row[id(row)])
+    kept = [held_out_rows[index] for index in dict.fromkeys(held_out.kept)]
     return PreparedData(train, held_out.examples, kept, _common_system_prompt(train_rows), findings)
 
 
@@ -120,8 +125,8 @@ def prepare_held_out(
 ) -> tuple[list[Conversation], list[Example]]:
     """Read a run's held-out rows as `prepare_data` does, and encode them. Raises: as `prepare_data`."""
     rows = read_rows(config)[1]
-    encoded = _encode(rows, config, tokenizer, template, longest)
-    return [rows[index] for index in encoded.kept], encoded.examples
+    encoded = _encode(rows, config, tokenizer, template.on(config.data.date), longest)
+    return [rows[index] for index in dict.fromkeys(encoded.kept)], encoded.examples
 
 
 def _encode(
@@ -152,17 +157,25 @@ def _max_length(config: RunConfig, longest: int | None) -> int | None:
     return max_length
 
 
-def _find(rows: list[Conversation], examples: list[Example | None], tokenizer: Tokenizer, notes: Notes) -> Findings:
-    control = [row.place for row in rows if tokenizer.control_pattern.search(row.said)]
+def _find(
+    rows: list[Conversation], examples: list[list[Example]], tokenizer: Tokenizer, template: Template, notes: Notes
+) -> Findings:
+    control = [row.place for row in rows if tokenizer.control_pattern.search(_text_of(row))]
+    num_apart = sum(any(one.place != row.place for one in found) for row, found in zip(rows, examples, strict=True))
     return Findings(
         formats=notes.formats,
-        notes=notes.counts,
-        num_dropped=examples.count(None),
-        num_truncated=sum(example is not None and example.num_cut > 0 for example in examples),
+        notes=notes.counts | template_notes(template, rows, num_apart),
+        num_truncated=sum(any(one.num_cut for one in found) for found in examples),
         duplicates=find_duplicates(rows),
         control_text_rows=len(control),
         control_text_place=control[0] if control else "",
     )
+
+
+def _text_of(row: Conversation) -> str:
+    """Join what a row says, without the marks around reasoning, which do become control tokens."""
+    parts = [split_reasoning(m.content) if m.role == "assistant" else ("", m.content) for m in row.messages]
+    return row.text or "\n".join(text for part in parts for text in part)
 
 
 def require_sources(config: RunConfig) -> None:

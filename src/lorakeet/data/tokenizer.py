@@ -32,8 +32,15 @@ Place = Literal["start", "middle", "continuation"]
 
 # Tokens that end a turn in one known template or another; they stop generation if the model's template uses them.
 _END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|eot|>", "<|end_of_text|>")
+# What an answer is to keep, since the next turn's template looks for it.
+_SPOKEN = ("<think>", "</think>")
 # Unicode White_Space, which is what the tokenizers library strips; str.strip() would also take U+001C to U+001F.
 WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# Without <s>, which ends or opens a text in other vocabularies.
+_HTML = re.compile(
+    "</?(?:table|caption|thead|tbody|tfoot|t[rhd]|h[1-6]|blockquote|strong|em|[abiu]|su[bp]|code|html|body|img|span|bbox|[uo]l|li|"
+    "div|iframe|footer)>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Tokenizer:
             if not _is_ordinary(token)
         }
         self.control_ids: frozenset[int] = frozenset(token.id for token in self.control_tokens.values())
+        self.silent_ids: frozenset[int] = frozenset(t.id for t in self.control_tokens.values() if t.content not in _SPOKEN)
         self.bos_id = self.full.token_to_id(bos_token) if bos_token else None
         self.eos_id = self.full.token_to_id(eos_token) if eos_token else None
         self.pad_id = self.full.token_to_id(pad_token) if pad_token else None
@@ -151,8 +159,8 @@ class Tokenizer:
         return [one.ids for one in encoded]
 
     def decode(self, ids: Sequence[int], skip_control: bool = False) -> str:
-        """Turn ids back into text, control tokens by their names or left out."""
-        kept = [i for i in ids if i not in self.control_ids] if skip_control else list(ids)
+        """Turn ids back into text, control tokens by their names or, but for the marks of reasoning, left out."""
+        kept = [i for i in ids if i not in self.silent_ids] if skip_control else list(ids)
         return self.full.decode(kept, skip_special_tokens=False)
 
     def decode_inside(self, many: Sequence[Sequence[int]]) -> list[str]:
@@ -181,8 +189,9 @@ def _build(spec: dict[str, Any]) -> "tokenizers.Tokenizer":
 
 
 def _is_ordinary(token: dict[str, Any]) -> bool:
-    """Tell added tokens that are mere text (Gemma adds runs of newlines and spaces) from control tokens."""
-    return not token["special"] and not token["content"].strip(WHITESPACE)
+    """Tell added tokens that are mere text (Gemma adds runs of line breaks and spaces, and HTML's tags) from control tokens."""
+    text = token["content"].replace("\u2581", " ")  # "▁" stands for a space in SentencePiece vocabularies
+    return not token["special"] and (not text.strip(WHITESPACE) or _HTML.fullmatch(text) is not None)
 
 
 def _without_control(spec: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Take one more token; returns the text that is certain now, perhaps none."""
-        if token_id in self._tokenizer.control_ids:
+        if token_id in self._tokenizer.silent_ids:
             return ""
         self._ids.append(token_id)
         return self._next_piece(is_last=False)

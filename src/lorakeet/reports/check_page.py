@@ -33,6 +33,6 @@ def check_html(result: CheckResult) -> str:
         version=__version__,
         report=report,
         lines=[line for line in report_lines(report) if not line.startswith(("  ", "lengths:"))],
-        rows=[(one.conversation.place, list(stretches(one.example, result.tokenizer))) for one in result.shown],
+        rows=[(one.example.place, list(stretches(one.example, result.tokenizer))) for one in result.shown],
         most=max((count for _, _, count in report.lengths.histogram), default=1) if report.lengths else 1,
     )

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from lorakeet.rundir.identity import BASE_MODEL, require_recorded_rows, run_iden
 from lorakeet.rundir.log import run_log
 from lorakeet.rundir.metrics_file import JsonlReporter, Reporter
 from lorakeet.rundir.provenance import DataFile, Provenance, base_model, data_files, logged_steps, write_record
-from lorakeet.rundir.record import RunRecord, with_settings, write_config
+from lorakeet.rundir.record import CONFIG, RunRecord, with_settings, write_config
 from lorakeet.rundir.row_ledger import RowLedger
 from lorakeet.rundir.rows import SampleRow
 from lorakeet.rundir.versions import commit, kernels, versions
@@ -106,7 +107,7 @@ def _train(
     """Load, prepare, train and save in a directory that is ours alone."""
     with stop.droppable(), progress.shown():
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
-        config = in_model_names(chat_model, config)
+        config = dated(in_model_names(chat_model, config), chat_model, directory if is_resumed else None)
         with dist.one_of_each_machine_first():
             record = DataRecord()
             data = prepare_data(
@@ -188,6 +189,15 @@ def in_model_names(chat_model: ChatModel, config: RunConfig) -> RunConfig:
         peft_config = started_from(model, config.adapter, peft_config)
     find_targets(model, peft_config)
     return config.model_copy(update={"peft_config": peft_config})
+
+
+def dated(config: RunConfig, chat_model: ChatModel, resumed: Path | None) -> RunConfig:
+    """Put the day on which the run began into the configuration if the template writes one: then its rows stay the same."""
+    if config.data.date is not None or not chat_model.template.writes_day:
+        return config
+    began = RunRecord(resumed).config.data.date if resumed and (resumed / CONFIG).is_file() else None
+    day = dist.from_main(began or date.today().isoformat())
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
 
 
 def as_decided(chat_model: ChatModel, config: RunConfig) -> RunConfig:

@@ -1,11 +1,12 @@
-"""The child process of jinja.py: renders one chat template in transformers' sandbox, and nothing else.
+"""The child process of jinja.py: renders chat templates in transformers' sandbox, and nothing else.
 
-data in: JSON lines on stdin (first the template, then requests) → out: JSON lines on stdout. It limits its own
+data in: JSON lines on stdin (first the limit, then requests) → out: JSON lines on stdout. It limits its own
 memory and processor time; the parent limits the time of each request.
 """
 
 import json
 import sys
+from datetime import datetime
 from typing import Any
 
 _EXTRA_BYTES = 1 << 30
@@ -15,7 +16,7 @@ def main() -> None:
     """Serve until stdin ends."""
     setup = json.loads(sys.stdin.readline())
     try:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
         _limit_memory()
     except Exception as error:  # whatever it is, the parent must know of it
@@ -24,11 +25,24 @@ def main() -> None:
     _reply({})
     for line in sys.stdin:
         try:
-            _reply(_render(render_jinja_template, setup, json.loads(line)))
+            request = json.loads(line)
+            vars(chat_template_utils)["datetime"] = on_day(request["day"])  # which strftime_now asks for the time
+            _reply(_render(chat_template_utils.render_jinja_template, setup, request))
         except MemoryError:
             _reply({"hostile": "needs too much memory"})
         except Exception as error:  # templates may raise anything; the parent words it for the user
             _reply({"error": f"{type(error).__name__}: {error}"[:1000]})
+
+
+def on_day(day: str) -> type[datetime]:
+    """Return a class of datetime for which it is always that day."""
+
+    class OnDay(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "OnDay":
+            return cls.fromisoformat(day)
+
+    return OnDay
 
 
 def _render(render: Any, setup: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -38,9 +52,9 @@ def _render(render: Any, setup: dict[str, Any], request: dict[str, Any]) -> dict
         rendered, _ = render(
             conversations=[request["messages"][:count]],
             tools=request["tools"],
-            chat_template=setup["chat_template"],
+            chat_template=request["chat_template"],
             add_generation_prompt=add_generation_prompt,
-            **setup["names"],
+            **request["names"],
         )
         size += len(rendered[0])
         if size > setup["max_chars"]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.templates.piece import Kind, Piece
@@ -44,6 +45,12 @@ class Layout:
     def fingerprint(self) -> str:
         """A hash that changes whenever rendering changes."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    writes_day: ClassVar[bool] = False
+
+    def on(self, day: str | None) -> "Layout":
+        """Return the template as it renders on a day: the same."""
+        return self
 
     @property
     def control(self) -> set[str]:

@@ -29,6 +29,13 @@ class Template(Protocol):
     def fingerprint(self) -> str:
         """A hash that changes whenever rendering changes."""
 
+    @property
+    def writes_day(self) -> bool:
+        """Whether what is rendered depends on the day."""
+
+    def on(self, day: str | None) -> "Template":
+        """Return the template as it renders on a day, YYYY-MM-DD; None is the day on which it renders."""
+
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> list[Piece]:
         """Write the conversation as pieces; with add_generation_prompt it ends where the next answer begins."""
 
