@@ -42,6 +42,7 @@ from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
 from lorakeet.models.config_file import load_config
+from lorakeet.models.listing import Listing, list_models
 from lorakeet.proofs.subject import opened
 from lorakeet.proofs.verify import Verification, prove
 from lorakeet.reports.check_page import write_check_page
@@ -208,6 +209,11 @@ def run_config(
     return resolve_config(
         model=model, adapter=str(adapter) if adapter else None, sections={name: keys for name, keys in sections.items() if keys}
     )
+
+
+def models() -> Listing:
+    """List the models with a short name: size, licence, memory to train them here, and whether they are downloaded."""
+    return list_models()
 
 
 def check(

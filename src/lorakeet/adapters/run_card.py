@@ -13,10 +13,11 @@ from lorakeet.config import RunConfig
 from lorakeet.files.durable import write_file
 from lorakeet.files.hashing import file_sha256
 from lorakeet.lora.adapter import WEIGHTS_FILE
-from lorakeet.models.registry import ALIASES, DEMO, DEMO_NAME
+from lorakeet.models.catalogue import MODELS
+from lorakeet.models.registry import DEMO, DEMO_NAME
 from lorakeet.rundir.metrics_file import read_lines
 
-LICENSES = dict.fromkeys(ALIASES.values(), "mit") | {DEMO_NAME: "apache-2.0"}
+LICENSES = {model.hub: model.licence for model in MODELS.values()} | {DEMO_NAME: "apache-2.0"}
 """Licences of the base models that we know by name."""
 _SETTINGS = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size", "seed")
 

@@ -8,7 +8,7 @@ from typing import Any
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 COMMANDS = {
-    "Begin here": ("demo", "doctor"),
+    "Begin here": ("demo", "doctor", "models"),
     "Train": ("train", "check", "verify", "evaluate", "report", "diff", "reproduce"),
     "Use": ("chat", "serve", "merge", "export", "push"),
     "Adapters": ("inspect", "combine", "extract"),

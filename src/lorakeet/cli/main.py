@@ -26,6 +26,7 @@ from lorakeet.cli import (
     extract,
     inspect,
     merge,
+    models,
     push,
     report,
     reproduce,
@@ -62,7 +63,7 @@ def whole(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 
 for module in (
-    *(demo, doctor, train, check, verify, evaluate, report, diff, reproduce),
+    *(demo, doctor, models, train, check, verify, evaluate, report, diff, reproduce),
     *(chat, serve, merge, export, push, inspect, combine, extract),
 ):
     name = module.__name__.rsplit(".", 1)[1]

@@ -15,15 +15,9 @@ from pathlib import Path
 
 from lorakeet.errors import MissingExtraError, ModelError
 from lorakeet.files.cache import cache_dir, derived, remembered_sha256
+from lorakeet.models.catalogue import MODELS
 
-ALIASES = {
-    "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",
-    "phi3-mini-128k": "microsoft/Phi-3-mini-128k-instruct",
-    "phi3.5-mini": "microsoft/Phi-3.5-mini-instruct",
-    "phi3-medium": "microsoft/Phi-3-medium-4k-instruct",
-    "phi4": "microsoft/phi-4",
-    "phi4-mini": "microsoft/Phi-4-mini-instruct",
-}
+ALIASES = {alias: model.hub for alias, model in MODELS.items()}
 DEMO = "demo"
 DEMO_NAME = "lorakeet's demo model (SmolLM2-135M-Instruct in the layout of Phi-3)"
 """What an adapter calls its base: no hub id, since on the hub these weights have another layout."""
@@ -91,7 +85,7 @@ def _nearest_path(path: Path) -> str:
 
 
 def _known() -> str:
-    return f"Name one of {', '.join([*ALIASES, DEMO])}, a model directory, or a hub id org/name"
+    return f"Name {DEMO}, a short name that lorakeet models lists, a model directory, or a hub id org/name"
 
 
 def _from_hub(repo_id: str) -> Path:
