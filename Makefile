@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
-.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks serve-load ledger
+.PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks serve-load ledger gpu
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -76,3 +76,7 @@ serve-load: install
 # Whether the losses of single rows find the wrong ones: the demo's model on its rows, 5 % of them wrong. A quarter of an hour.
 ledger: install
 	$(BIN)/python -m tests.reports.corrupted_rows
+
+# What a CUDA card has to show, in eight minutes; DRY=--dry-run goes through it with a tiny model on any machine.
+gpu: install
+	$(BIN)/python -m benchmarks.gpu $(DRY)

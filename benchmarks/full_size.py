@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.system import ALL_LINEAR, LR, peak_memory, peft_model
+from benchmarks.system import ALL_LINEAR, DEVICE, LR, peft_model
 from benchmarks.throughput import roofline_tokens_per_second
 from lorakeet.machine.hardware import best_dtype
+from lorakeet.machine.peak_memory import peak_memory_bytes
 from lorakeet.models.config_file import load_config
 
 ROW = 512
@@ -50,11 +51,12 @@ def lorakeet(directory: Path, options: argparse.Namespace) -> Step:
     keep_few_products()
     model: Any
     if options.bits == 4:
-        model = load_quantized_model(directory, QuantizationConfig(load_in_4bit=True), dtype=best_dtype("cpu"))
+        model = load_quantized_model(directory, QuantizationConfig(load_in_4bit=True), dtype=best_dtype(DEVICE), device=DEVICE)
     else:
-        model = load_model(directory, dtype=best_dtype("cpu"))
+        model = load_model(directory, dtype=best_dtype(DEVICE), device=DEVICE)
     inject(model, LoraConfig(r=16, lora_alpha=32))
-    keep_freed_memory()
+    if DEVICE == "cpu":
+        keep_freed_memory()
     if options.recompute != "false":
         recompute_activations(model, options.recompute)
     model.compile_layers()
@@ -74,7 +76,7 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
     """Load transformers' model with PEFT's adapters; give a plain loop's step."""
     from transformers import BitsAndBytesConfig
 
-    dtype = best_dtype("cpu")
+    dtype = best_dtype(DEVICE)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -87,7 +89,7 @@ def peft(directory: Path, options: argparse.Namespace) -> Step:
 
     def step(rows: torch.Tensor) -> float:
         total = 0.0
-        for part in rows.chunk(options.passes):
+        for part in rows.to(DEVICE).chunk(options.passes):
             labels = part.clone()
             labels[:, : _first_learned()] = -100
             loss = model(input_ids=part, labels=labels, use_cache=False).loss * len(part) / len(rows)
@@ -109,7 +111,7 @@ def train(options: argparse.Namespace) -> Iterator[dict]:
     start = time.perf_counter()
     step = {"lorakeet": lorakeet, "peft": peft}[options.system](options.model, options)
     loading = time.perf_counter() - start
-    yield {"loading_s": round(loading, 1), "peak_memory_bytes": peak_memory()}
+    yield {"loading_s": round(loading, 1), "peak_memory_bytes": peak_memory_bytes()}
     shape = options.steps, options.tokens // ROW, ROW
     rows = torch.randint(3, min(32000, config.vocab_size), shape, generator=torch.Generator().manual_seed(0))
     seconds, losses = [], []
@@ -117,7 +119,7 @@ def train(options: argparse.Namespace) -> Iterator[dict]:
         start = time.perf_counter()
         losses.append(step(part))
         seconds.append(time.perf_counter() - start)
-        yield {"step_s": round(seconds[-1], 2), "peak_memory_bytes": peak_memory()}
+        yield {"step_s": round(seconds[-1], 2), "peak_memory_bytes": peak_memory_bytes()}
     speed = options.tokens * len(seconds[1:]) / sum(seconds[1:])
     yield {
         **{key: str(value) for key, value in vars(options).items()},
@@ -126,7 +128,7 @@ def train(options: argparse.Namespace) -> Iterator[dict]:
         "share_of_roofline": round(speed / roofline, 3),
         "first_step_s": round(seconds[0], 1),
         "loading_s": round(loading, 1),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "losses": losses,
     }
 

@@ -1,6 +1,6 @@
 """Train one system on a workload's rows and print what it took, as one JSON line. Run by `benchmarks.throughput`.
 
-usage: python -m benchmarks.system {lorakeet,trl,peft,peft-learned} MODEL_DIR ROWS.json BATCH R TARGETS
+usage: python -m benchmarks.system {lorakeet,trl,unsloth,peft,peft-learned} MODEL_DIR ROWS.json BATCH R TARGETS
 
 lorakeet: the project's own training step. trl: SFTTrainer with its defaults. peft: a plain loop over PEFT's model,
 tuned as well as its interfaces allow: rows sorted by length, adapters in the base's type, every layer compiled, fused
@@ -14,7 +14,6 @@ The first steps compile and are reported apart; all systems are timed on the sam
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +26,12 @@ import torch
 
 from benchmarks.workloads import WARM_UP, read_rows
 from lorakeet.data.conversation import Example
+from lorakeet.dist import device
 from lorakeet.machine.hardware import best_dtype
+from lorakeet.machine.peak_memory import peak_memory_bytes
 
 LR = 2e-4
+DEVICE = device()
 ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
 
@@ -53,10 +55,11 @@ def lorakeet(
     from lorakeet.training.optimizer import build_optimizer
 
     keep_few_products()
-    model = load_model(model_dir, dtype=best_dtype("cpu"))
+    model = load_model(model_dir, dtype=best_dtype(DEVICE), device=DEVICE)
     torch.manual_seed(0)
     inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
-    keep_freed_memory()
+    if DEVICE == "cpu":
+        keep_freed_memory()
     model.compile_layers()
     model.train()
     config = TrainingConfig(learning_rate=LR, weight_decay=0.0)
@@ -74,7 +77,7 @@ def peft(
     model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str], *, learned_only: bool = False
 ) -> list[dict]:
     """Run the tuned PEFT loop."""
-    model = peft_model(model_dir, r, targets, best_dtype("cpu"), autocast_adapter_dtype=False)
+    model = peft_model(model_dir, r, targets, best_dtype(DEVICE), autocast_adapter_dtype=False)
     torch._dynamo.config.cache_size_limit = 128
     for layer in head_of(model).model.layers:
         layer.compile(dynamic=True)
@@ -112,14 +115,39 @@ def learned_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor], labe
 
 def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
     """Run SFTTrainer with its defaults on the same token ids and mask."""
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=best_dtype(DEVICE))
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM")
+    return _sft_trainer(model, model_dir, rows, batch, config)
+
+
+def unsloth(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[str]) -> list[dict]:
+    """Run Unsloth's model in TRL's SFTTrainer; on a GPU alone."""
+    from unsloth import FastLanguageModel  # before TRL, which it patches
+
+    model, _ = FastLanguageModel.from_pretrained(
+        str(model_dir), max_seq_length=8192, dtype=best_dtype(DEVICE), load_in_4bit=False, local_files_only=True
+    )
+    # It splits Phi-3's fused layers, so that these are the same matrices.
+    split = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    names = [name for target in targets for name in split.get(target, [target])]
+    model = FastLanguageModel.get_peft_model(
+        model, r=r, lora_alpha=2 * r, target_modules=names, lora_dropout=0, bias="none", use_gradient_checkpointing=False
+    )
+    return _sft_trainer(model, model_dir, rows, batch, None)
+
+
+def _sft_trainer(model: Any, model_dir: Path, rows: list[Example], batch: int, peft_config: object) -> list[dict]:
+    """Train with TRL and time its steps."""
     import tempfile
 
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    dtype = best_dtype("cpu")
+    dtype = best_dtype(DEVICE)
     steps: list[dict] = []
 
     class Clock(TrainerCallback):
@@ -127,6 +155,8 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
             self.start = time.perf_counter()
 
         def on_step_end(self, *args: object, **kwargs: object) -> None:
+            if DEVICE != "cpu":
+                torch.cuda.synchronize()
             part = rows[len(steps) * batch : (len(steps) + 1) * batch]
             steps.append(_step(part, time.perf_counter() - self.start, float("nan")))
 
@@ -143,15 +173,15 @@ def trl(model_dir: Path, rows: list[Example], batch: int, r: int, targets: list[
             report_to=[],
             max_length=8192,
             gradient_checkpointing=False,
-            use_cpu=True,
+            use_cpu=DEVICE == "cpu",
             lr_scheduler_type="constant",
         )
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype),
+            model=model,
             args=args,
             train_dataset=data,
             processing_class=AutoTokenizer.from_pretrained(model_dir),
-            peft_config=LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM"),
+            peft_config=peft_config,
             callbacks=[Clock()],
         )
         # The same order for all, so that a step is the same rows.
@@ -169,10 +199,10 @@ def peft_model(
 
     torch.manual_seed(0)
     # Quantised weights would go to a GPU by themselves.
-    quantized = {} if quantization is None else {"quantization_config": quantization, "device_map": "cpu"}
+    quantized = {} if quantization is None else {"quantization_config": quantization, "device_map": DEVICE}
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="sdpa", **quantized)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(base, config, **options)
+    return get_peft_model(base, config, **options).to(DEVICE)
 
 
 def head_of(model: torch.nn.Module) -> Any:
@@ -187,7 +217,8 @@ def padded(rows: list[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows])
     if not mask.all():
         inputs["attention_mask"] = mask
-    return inputs, torch.tensor([_labels(row, width) for row in rows])
+    labels = torch.tensor([_labels(row, width) for row in rows])
+    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}, labels.to(DEVICE)
 
 
 def _batches(rows: list[Example], batch: int, *, by_length: bool = False) -> Iterator[list[Example]]:
@@ -219,18 +250,13 @@ def _step(rows: list[Example], seconds: float, loss: float) -> dict:
     }
 
 
-def peak_memory() -> int:
-    """Return the process's largest resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> None:
     """Measure and print."""
     name, model_dir, rows, batch, r, targets = sys.argv[1:]
-    system = {"lorakeet": lorakeet, "trl": trl, "peft": peft, "peft-learned": peft_learned}[name]
+    system = {"lorakeet": lorakeet, "trl": trl, "unsloth": unsloth, "peft": peft, "peft-learned": peft_learned}[name]
     examples, size = read_rows(Path(rows)), int(batch)
     # TRL compiles nothing: one warm-up step will do.
-    skipped = WARM_UP - 1 if name == "trl" else 0
+    skipped = WARM_UP - 1 if name in ("trl", "unsloth") else 0
     steps = system(Path(model_dir), examples[skipped * size :], size, int(r), TARGETS[targets])
     timed = steps[WARM_UP - skipped :]
     seconds = sum(step["seconds"] for step in timed)
@@ -240,7 +266,7 @@ def main() -> None:
             {
                 "tokens_per_second": tokens / seconds,
                 "supervised_tokens_per_second": sum(step["supervised"] for step in timed) / seconds,
-                "peak_memory_bytes": peak_memory(),
+                "peak_memory_bytes": peak_memory_bytes(),
                 "first_step_s": steps[0]["seconds"],
                 # What the first step took beyond its tokens at the later pace is compiling, and loading of compiled code.
                 "compile_s": max(0.0, steps[0]["seconds"] - steps[0]["tokens"] * seconds / tokens),

@@ -32,6 +32,7 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.chart import bar_chart
+from lorakeet.dist import device
 from lorakeet.machine.hardware import best_dtype, cpu_info
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.config_file import load_config
@@ -142,14 +143,16 @@ def roofline_tokens_per_second(config: DecoderConfig, num_tokens: int, learned_s
 
 def _linear_seconds(rows: int, width_in: int, width_out: int, repeats: int = 7, warm_up: int = 2) -> float:
     """Time the two products of a frozen linear layer, forward and backward, into memory that is there already."""
-    dtype = best_dtype("cpu")
-    x, y = torch.randn(rows, width_in).to(dtype), torch.randn(rows, width_out).to(dtype)
-    weight = torch.randn(width_out, width_in).to(dtype)
+    where = {"dtype": best_dtype(device()), "device": device()}
+    x, y = torch.randn(rows, width_in).to(**where), torch.randn(rows, width_out).to(**where)
+    weight = torch.randn(width_out, width_in).to(**where)
     times = []
     for _ in range(warm_up + repeats):
         start = time.perf_counter()
         torch.mm(x, weight.T, out=y)
         torch.mm(y, weight, out=x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[warm_up:])
 

@@ -54,7 +54,7 @@ from lorakeet.rundir.held_out import held_out_rows
 from lorakeet.rundir.record import EVALUATION, PROOFS, RunRecord, find_run, keep_found, with_settings
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
-from lorakeet.training.repeat import in_another_order, repeated_config, threads
+from lorakeet.training.repeat import repeated_config, rounded_otherwise, threads
 from lorakeet.training.run import forecast_config, load_base, train_run
 
 if TYPE_CHECKING:
@@ -419,23 +419,22 @@ def reproduce(
     first = read_trained(find_adapter(adapter))
     refuse_own_run(first.directory, output)
     config = repeated_config(first.record, data=[data] if isinstance(data, str) else data, model=model)
-    num_threads = int(first.record.versions["threads"])
 
-    def again(config: RunConfig, directory: str | Path | None, num_threads: int) -> tuple[Path, Trained]:
+    def again(config: RunConfig, directory: str | Path | None) -> tuple[Path, Trained]:
         config = with_settings(config, output_dir=None if directory is None else str(directory))
-        with threads(num_threads):
+        with threads(int(first.record.versions["threads"])):
             run = train_run(config, resume=resume, restart=False, recorded=first.record.identity)
         write_report_of_run(run)
         return run, read_trained(run / "adapter")
 
-    run, second = again(config, output, num_threads)
+    run, second = again(config, output)
     found = compare(first, second, run)
     if found.is_equal or not found.may_round_otherwise:
         return found
-    logger.info("Not equal to the bit. Now the same once more, with its sums in another order, to see what rounding does here.")
-    other = in_another_order(config, num_threads)
-    beside, third = again(other.config, run.with_name(f"{run.name}-other-order"), other.num_threads)
-    return measured(found, first, second, third, beside, other.what)
+    logger.info("Not equal to the bit. Now the same once more with other roundings, to see what they do here.")
+    other, what = rounded_otherwise(config)
+    beside, third = again(other, run.with_name(f"{run.name}-yardstick"))
+    return measured(found, first, second, third, beside, what)
 
 
 def demo(output_dir: str | Path | None = None, say: Callable[[str], None] = logger.info) -> DemoOutcome:

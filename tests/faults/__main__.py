@@ -1,4 +1,4 @@
-"""`python -m tests.faults [PART ...]`: throw every fault at training and print one table; exit 1 on any miss.
+"""`python -m tests.faults [PART ...]`: throw every fault at it and print one table; exit 1 on any miss.
 
 LORAKEET_FAULTS_SCALE=0.1 does a tenth of each part; the names of parts choose some of them.
 """
@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import damage, each_call, full_disk, kills, power_loss, signals
+from tests.faults import damage, each_call, exports, full_disk, kills, power_loss, repeats, reports, server, signals
 from tests.faults.runs import SHORT, build_world
 
 
@@ -32,6 +32,10 @@ def main(chosen: list[str]) -> int:
             "full-disk": lambda: full_disk.campaign(short, sized(12)),
             "damage": lambda: damage.campaign(world, sized(500)),
             "power-loss": lambda: power_loss.campaign(world, sized(1000)),
+            "exports": lambda: exports.campaign(short, stride, sized(10)),
+            "server": lambda: server.campaign(world, sized(20)),
+            "reports": lambda: reports.campaign(world, sized(50)),
+            "repeats": lambda: repeats.campaign(world, sized(20)),
         }
         missed = False
         print(f"A run takes {world.seconds:.2f} s, a short one {short.seconds:.2f} s.\n")

@@ -77,8 +77,12 @@ class World:
 
     def start(self, run: Path, patch: Patch | None = None) -> "Child":
         """Start the run in a process of its own, after `patch` there."""
+        return self.command(self.arguments(run), run.name, patch)
+
+    def command(self, arguments: list[str], name: str, patch: Patch | None = None) -> "Child":
+        """Start any command in a process of its own; `name` is that of the file for what it says."""
         environment = {"LORAKEET_CACHE": str(self.root / "cache"), "LORAKEET_COMPILE": "0"}
-        return Child(self.arguments(run), self.root / f"{run.name}.err", patch, environment)
+        return Child(arguments, self.root / f"{name}.err", patch, environment)
 
     def finish(self, run: Path) -> str:
         """Go on with a run until it ends; return what is wrong with the end, or nothing."""

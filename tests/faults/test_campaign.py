@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults import damage, each_call, full_disk, kills, power_loss, signals
+from tests.faults import damage, each_call, exports, full_disk, kills, power_loss, repeats, reports, server, signals
 from tests.faults.runs import SHORT, build_world
 
 
@@ -49,3 +49,21 @@ def test_no_loss_of_power_is_taken_for_a_checkpoint(world):
 
 def test_a_signal_stops_a_run_in_every_phase(world):
     check(signals.phase_campaign(world))
+
+
+def test_a_killed_export_leaves_the_whole_or_nothing(short):
+    pytest.importorskip("gguf")
+    check(exports.campaign(short, stride=41, num_random=0))
+
+
+def test_a_killed_server_leaves_no_client_waiting_and_serves_again(short):
+    pytest.importorskip("fastapi")
+    check(server.campaign(short, 1))
+
+
+def test_the_report_of_a_killed_run_says_so(world):
+    check(reports.campaign(world, 2))
+
+
+def test_reproduce_goes_on_where_it_was_stopped(short):
+    check(repeats.campaign(short, 2))

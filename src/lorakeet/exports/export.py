@@ -108,7 +108,8 @@ def _check(source: Source, form: Format, output: Path, options: Options) -> None
     if output.suffix == ".gguf" and form.suffix != ".gguf":
         raise ExportError("E-EXP-203", f"{form.name} is a directory", place=str(output), fix="Name it without .gguf")
     check_output(output)
-    if _is_file(output, form) and (output.exists() or record_beside(output).exists()):
+    is_ours = _draft_of_file(output).is_dir()  # an export was killed between its two names
+    if _is_file(output, form) and (output.exists() or (record_beside(output).exists() and not is_ours)):
         raise ConfigError("E-CFG-48", "exists", place=str(output), fix="Choose another path with -o")
     hash_there = adapter_extra(source.adapter).get(BASE_HASH, source.base_hash)
     if hash_there != source.base_hash:
@@ -136,6 +137,11 @@ def record_beside(file: Path) -> Path:
     return file.with_suffix(f".{RECORD}")
 
 
+def _draft_of_file(output: Path) -> Path:
+    """Return the hidden directory in which a single file and its record are made."""
+    return output.with_name(f".{output.name}.part")
+
+
 @contextmanager
 def _draft(output: Path, form: Format) -> Iterator[Path]:
     """Return a hidden directory that becomes `output`, or whose one file does, at the end of the block."""
@@ -143,7 +149,7 @@ def _draft(output: Path, form: Format) -> Iterator[Path]:
         with new_directory(output) as draft:
             yield draft
         return
-    whole = output.with_name(f".{output.name}.part")
+    whole = _draft_of_file(output)
     shutil.rmtree(whole, ignore_errors=True)
     with new_directory(whole) as draft:
         yield draft

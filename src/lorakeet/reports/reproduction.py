@@ -2,7 +2,7 @@
 
 data in: what two adapters say of their training, and their weights → out: Reproduction. On one kind of machine with the
 same versions two runs are equal to the bit. Elsewhere sums are rounded otherwise, and the yardstick is measured: how far
-two runs on this machine are apart that differ in nothing but the order of their sums.
+two runs on this machine are apart that differ in nothing but their roundings.
 """
 
 import math
@@ -67,7 +67,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """How far two runs on this machine are apart whose sums ran in another order."""
+    """How far two runs on this machine are apart that differ only in their roundings."""
 
     run: Path
     """The second of them."""
@@ -165,7 +165,7 @@ def compare(recorded: Trained, repeated: Trained, run: Path) -> Reproduction:
 
 
 def measured(found: Reproduction, recorded: Trained, repeated: Trained, other: Trained, run: Path, what: str) -> Reproduction:
-    """Add the yardstick: the distance of `repeated` from `other`, which did the same sums in another order."""
+    """Add the yardstick: the distance of `repeated` from `other`, which did the same with other roundings."""
     yardstick = Yardstick(run, what, distance(repeated, other))
     allowed = FACTOR * yardstick.distance.loss
     exceeding = next((both for both in _losses(recorded, repeated) if not abs(both[1] - both[2]) <= allowed), None)
@@ -232,7 +232,7 @@ def _table(found: Reproduction) -> list[str]:
 def _explained(found: Reproduction, yardstick: Yardstick) -> list[str]:
     """Say in words what the yardstick is, and what the comparison with it means."""
     said = (
-        "The yardstick is how far two runs on this machine are apart that differ only in the order of their sums: the second "
+        "The yardstick is how far two runs on this machine are apart that differ only in their roundings: the second "
         f"was {yardstick.what}. A sum of numbers with few digits depends on its order, and training carries that on from "
         f"step to step. Up to {FACTOR} times the yardstick counts as rounding."
     )

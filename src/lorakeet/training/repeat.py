@@ -1,10 +1,9 @@
 """A recorded training run, ready to be repeated: its configuration, pointed at where data and base model lie now.
 
 data in: what an adapter says of its training, paths that the user names → out: a RunConfig that trains it again, and one that
-does the same sums in another order. Data and base model are found by their hashes, never by their names alone. Trains nothing.
+does the same with other roundings. Data and base model are found by their hashes, never by their names alone. Trains nothing.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -143,27 +142,23 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherOrder:
-    """The same training with its sums in another order."""
-
-    config: RunConfig
-    num_threads: int
-    what: str
-    """What is done otherwise, in words."""
+_NUDGES = {False: (1e-6, "float32"), True: (4e-3, "bfloat16")}
+"""By how much of themselves sums in each type are usually off, by whether that is bfloat16."""
 
 
-def in_another_order(config: RunConfig, num_threads: int) -> OtherOrder:
-    """Return the same training with its sums in another order: each step in other passes, or with other threads.
+def rounded_otherwise(config: RunConfig) -> tuple[RunConfig, str]:
+    """Return the same training with other roundings, and in words what it does: the rows of each step in other passes.
 
-    Dropout and noise are drawn for each pass, so that with them the passes stay and the threads change.
+    Dropout and noise are drawn for each pass, so that with them, or with one row a step, the learning rate is nudged instead.
     """
     settings = config.training_config
     rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     is_random = config.peft_config.lora_dropout > 0 or bool(settings.neftune_noise_alpha)
     if is_random or rows * passes == 1:
-        other = 2 if num_threads == 1 else num_threads - 1
-        return OtherOrder(config, other, f"computed with {other} threads instead of {num_threads}")
+        nudge, name = _NUDGES[bool(config.bf16)]
+        nudged = with_settings(config, learning_rate=settings.learning_rate * (1 + nudge))
+        return nudged, f"trained with a learning rate larger by {nudge:g} of itself, which is what sums in {name} are off by"
+    before = f"{passes} of {rows}"
     if rows > 1:
         factor = 2 if rows % 2 == 0 else rows
         rows, passes = rows // factor, passes * factor
@@ -171,5 +166,4 @@ def in_another_order(config: RunConfig, num_threads: int) -> OtherOrder:
         factor = 2 if passes % 2 == 0 else passes
         rows, passes = rows * factor, passes // factor
     changed = with_settings(config, per_device_train_batch_size=rows, gradient_accumulation_steps=passes)
-    before = f"{settings.gradient_accumulation_steps} of {settings.per_device_train_batch_size}"
-    return OtherOrder(changed, num_threads, f"added up in passes of {passes} times {rows} rows instead of {before}")
+    return changed, f"added up in passes of {passes} times {rows} rows instead of {before}"
