@@ -20,6 +20,7 @@ from lorakeet.data.templates.jinja_process import on_day
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import DataError
+from lorakeet.evaluation.generation import reference_of, without_reasoning
 from lorakeet.infer.text_stream import TextStream
 from tests.data.conftest import CORPUS, TEMPLATES
 
@@ -322,6 +323,14 @@ def test_reasoning_that_was_generated_stays_in_the_text():
     stream = TextStream(ours)
     assert "".join(map(stream.push, generated)) + stream.finish() == "<think>\nHm</think>"
     assert ours.decode(generated, skip_control=True) == "<think>\nHm</think>"
+
+
+def test_scores_are_of_what_follows_the_reasoning():
+    ours, _ = family("qwen3")
+    row = Conversation(thinking_row().messages[:2], "f:1")
+    assert reference_of(row, template_for(ours)) == "<think>\nIt is 4.\nYes.\n</think>\n\nFour."
+    assert without_reasoning("<think>\nIt is 4.\nYes.\n</think>\n\nFour.") == "Four."
+    assert without_reasoning("<think>cut off") == "<think>cut off"
 
 
 @pytest.mark.parametrize("name", ["llama3.1", "qwen2.5", "qwen3", "qwen3-2507"])

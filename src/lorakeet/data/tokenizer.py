@@ -33,7 +33,7 @@ Place = Literal["start", "middle", "continuation"]
 # Tokens that end a turn in one known template or another; they stop generation if the model's template uses them.
 _END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|eot|>", "<|end_of_text|>")
 # What an answer is to keep, since the next turn's template looks for it.
-_SPOKEN = ("<think>", "</think>")
+SPOKEN = ("<think>", "</think>")
 # Unicode White_Space, which is what the tokenizers library strips; str.strip() would also take U+001C to U+001F.
 WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 # Without <s>, which ends or opens a text in other vocabularies.
@@ -81,7 +81,7 @@ class Tokenizer:
             if not _is_ordinary(token)
         }
         self.control_ids: frozenset[int] = frozenset(token.id for token in self.control_tokens.values())
-        self.silent_ids: frozenset[int] = frozenset(t.id for t in self.control_tokens.values() if t.content not in _SPOKEN)
+        self.silent_ids: frozenset[int] = frozenset(t.id for t in self.control_tokens.values() if t.content not in SPOKEN)
         self.bos_id = self.full.token_to_id(bos_token) if bos_token else None
         self.eos_id = self.full.token_to_id(eos_token) if eos_token else None
         self.pad_id = self.full.token_to_id(pad_token) if pad_token else None

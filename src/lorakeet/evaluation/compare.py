@@ -11,10 +11,11 @@ from functools import cached_property
 from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
 from lorakeet.data.conversation import Conversation
-from lorakeet.data.encode import Learn, encode_many
+from lorakeet.data.encode import EncodeOptions, Learn
+from lorakeet.data.encode_all import encode_rows
 from lorakeet.data.split import Repeats
 from lorakeet.errors import DataError
-from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores
+from lorakeet.evaluation.generation import Answer, generate_answers, mean_scores, without_reasoning
 from lorakeet.evaluation.intervals import Difference, paired_difference
 from lorakeet.evaluation.metrics import CorpusMetric, Metric
 from lorakeet.evaluation.perplexity import EvalLoss, evaluate_loss
@@ -102,7 +103,8 @@ class Evaluation:
         """Measure one model; `name` stands in the progress."""
         loss = None
         if self.with_loss:
-            examples = encode_many(self.conversations, chat_model.tokenizer, chat_model.template, learn=self.learn)
+            options = EncodeOptions(self.learn)
+            examples = encode_rows(self.conversations, chat_model.tokenizer, chat_model.template, options).examples
             self._check_lengths(chat_model.context, [len(example.input_ids) for example in examples])
             loss = evaluate_loss(
                 chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"{name}: held-out loss")
@@ -116,8 +118,9 @@ class Evaluation:
             metrics=self.metrics,
             on_progress=self._progress_of(f"{name}: answers"),
         )
-        texts = [answer.reference for answer in answers], [answer.text for answer in answers]
-        together = {name: metric(*texts) for name, metric in self.corpus_metrics.items()}
+        references = [without_reasoning(answer.reference) for answer in answers]
+        texts = [without_reasoning(answer.text) for answer in answers]
+        together = {name: metric(references, texts) for name, metric in self.corpus_metrics.items()}
         return Measurement(loss, mean_scores(answers) | together, answers)
 
     def compare(self, chat_model: ChatModel, *, with_base: bool = True) -> Comparison:

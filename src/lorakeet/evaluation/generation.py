@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorakeet.chat_model import ChatModel
-from lorakeet.data.conversation import Conversation
+from lorakeet.data.conversation import Conversation, split_reasoning
 from lorakeet.data.templates.template import Template
+from lorakeet.data.tokenizer import SPOKEN
 from lorakeet.errors import DataError
 from lorakeet.evaluation.metrics import Metric
 from lorakeet.infer.answers import answer_prompts, encode_prompts
@@ -93,11 +94,19 @@ def last_text(question: Conversation) -> str:
 
 
 def reference_of(conversation: Conversation, template: Template) -> str:
-    """Return the last answer as the template writes it, tool calls included, without control tokens."""
+    """Return the last answer as the template writes it, tool calls and the marks of reasoning included, as it is generated."""
     turn = _last_answer(conversation)
     upto = replace(conversation, messages=conversation.messages[: turn + 1])
-    return "".join(piece.text for piece in template.render(upto) if piece.turn == turn and piece.kind == "answer")
+    pieces = [piece for piece in template.render(upto) if piece.turn == turn]
+    return "".join(piece.text for piece in pieces if piece.kind == "answer" or piece.text in SPOKEN)
+
+
+def without_reasoning(text: str) -> str:
+    """Return what an answer says after its reasoning: scores are of that alone."""
+    _, answer = split_reasoning(text)
+    return answer.lstrip("\n") if answer != text else text
 
 
 def _scored(answer: Answer, metrics: Mapping[str, Metric]) -> Answer:
-    return replace(answer, scores={name: metric(answer.reference, answer.text) for name, metric in metrics.items()})
+    reference, text = without_reasoning(answer.reference), without_reasoning(answer.text)
+    return replace(answer, scores={name: metric(reference, text) for name, metric in metrics.items()})
