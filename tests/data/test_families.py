@@ -6,12 +6,15 @@ kind: byte-level BPE with its regular expression, or a BPE of SentencePiece's ki
 
 import json
 from dataclasses import replace
+from datetime import date
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from lorakeet.config import RunConfig
 from lorakeet.data.conversation import Conversation, Message, split_reasoning
 from lorakeet.data.encode import EncodeOptions, encode
 from lorakeet.data.encode_all import encode_rows
@@ -19,9 +22,11 @@ from lorakeet.data.templates.habits import template_notes
 from lorakeet.data.templates.jinja_process import on_day
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.errors import DataError
+from lorakeet.errors import ConfigError, DataError
 from lorakeet.evaluation.generation import reference_of, without_reasoning
 from lorakeet.infer.text_stream import TextStream
+from lorakeet.rundir.record import write_config
+from lorakeet.training.run import dated
 from tests.data.conftest import CORPUS, TEMPLATES
 
 DAY = "2025-03-01"
@@ -235,14 +240,14 @@ NOTES = {
     "llama2": ["user turn", "strips"],
     "llama3": ["strips"],
     "llama3.1": ["system turn of its own", "strips"],
-    "llama3.2": ["system turn of its own", "writes the day", "strips"],
+    "llama3.2": ["system turn of its own", "writes the date", "strips"],
     "mistral-v0.1": [],
     "mistral-v0.2": ["user turn"],
-    "mistral-v0.3": ["user turn", "strips", "example of its own"],
-    "mistral-nemo": ["user turn", "example of its own"],
-    "mistral-small-3": ["system turn of its own", "writes the day"],
+    "mistral-v0.3": ["user turn", "strips", "its own example"],
+    "mistral-nemo": ["user turn", "its own example"],
+    "mistral-small-3": ["system turn of its own", "writes the date"],
     "qwen2.5": ["system turn of its own"],
-    "qwen3": ["out of earlier answers", "empty <think>", "example of its own"],
+    "qwen3": ["out of earlier answers", "empty <think>", "its own example"],
     "qwen3-2507": [],
     "gemma2": ["strips"],
     "gemma3": ["user turn", "strips"],
@@ -258,6 +263,7 @@ def test_what_a_template_does_is_said(name):
     kept = encode_rows(rows, ours, template).kept
     notes = template_notes(template, rows, len({index for index in kept if kept.count(index) > 1}))
     assert len(notes) == len(NOTES[name])
+    assert all(len(f"note: {note} (30)") <= 80 for note in notes)
     assert all(part in note for part, note in zip(NOTES[name], notes, strict=True))
 
 
@@ -315,6 +321,20 @@ def test_the_day_decides_rows_and_cache():
     assert "Today Date: 01 Mar 2025" in ours.decode(encode(ROWS[0], ours, template.on(DAY)).input_ids)
     other = template_for(family("llama3.1")[0])
     assert other.on(DAY).fingerprint == other.on("2025-03-02").fingerprint
+
+
+def test_a_run_keeps_the_day_on_which_it_began(tmp_path):
+    template = template_for(family("llama3.2")[0])
+    model = SimpleNamespace(template=template)
+    config = dated(RunConfig(model="m", data="rows.jsonl"), model, None)
+    assert config.data.date == date.today().isoformat()
+    began = config.model_copy(update={"data": config.data.model_copy(update={"date": DAY})})
+    write_config(tmp_path, began, None)
+    assert dated(RunConfig(model="m", data="rows.jsonl"), model, tmp_path).data.date == DAY
+    other = SimpleNamespace(template=template_for(family("qwen3")[0]))
+    assert dated(RunConfig(model="m", data="rows.jsonl"), other, None).data.date is None
+    with pytest.raises(ConfigError, match="date"):
+        RunConfig(model="m", data={"train": ["rows.jsonl"], "date": "yesterday"})
 
 
 def test_reasoning_that_was_generated_stays_in_the_text():

@@ -24,7 +24,7 @@ def template_notes(template: Template, rows: Sequence[Conversation], num_apart: 
         for has_habit, concerns, text in _HABITS
         if any(map(concerns, turns)) and has_habit(template)
     }
-    apart = "each answer is an example of its own, since the template writes earlier turns differently later on"
+    apart = "each answer is its own example: the template rewrites earlier turns"
     return counts | ({apart: num_apart} if num_apart else {})
 
 
@@ -77,12 +77,12 @@ _HABITS: list[tuple[Callable[[Template], bool], Callable[[Conversation], bool], 
     (
         _has_own_system,
         lambda row: not _opens_with_system(row),
-        "the template writes a system turn of its own where there is none",
+        "the template writes a system turn of its own into rows without one",
     ),
     (
         lambda template: template.writes_day,
         lambda row: True,
-        "the template writes the day into the prompt: here data.date, or the day the run begins; later the day of the question",
+        "the template writes the date: in rows the run's, in a chat that day's",
     ),
     (
         _drops_reasoning,
@@ -92,7 +92,7 @@ _HABITS: list[tuple[Callable[[Template], bool], Callable[[Conversation], bool], 
     (
         _adds_reasoning,
         lambda row: any(not split_reasoning(text)[0] for text in _answers(row)),
-        "the template begins an answer that has no reasoning with an empty <think> block, which is trained on",
+        "an empty <think> block is trained on before answers without reasoning",
     ),
     (
         _strips,
