@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := eval,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
+EXTRAS := eval,tasks,gguf,llamacpp,loggers,optimizers,qlora,serve,docs,notebooks,dev
 
 .PHONY: install demo test check bench format fuzz faults exports transformers4 docs wheel-test notebooks serve-load ledger gpu
 

@@ -38,6 +38,7 @@ from lorakeet.exports.hub import push as push_to_hub
 from lorakeet.formatting import duration
 from lorakeet.infer.chat_session import ChatSession
 from lorakeet.infer.load import load_one_base
+from lorakeet.infer.prefixes import usual_bytes
 from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.lora.adapter import adapter_extra
 from lorakeet.models import registry
@@ -58,6 +59,7 @@ from lorakeet.training.repeat import repeated_config, rounded_otherwise, threads
 from lorakeet.training.run import forecast_config, load_base, train_run
 
 if TYPE_CHECKING:
+    from lorakeet.evaluation.harness import Scores
     from lorakeet.serve.limits import Access, Limits
 
 logger = logging.getLogger(__name__)
@@ -264,11 +266,22 @@ def predict(config: RunConfig, data: PreparedData | None = None) -> Forecast:
 
 
 def chat(
-    run_or_model: str | Path | None = None, *, system: str | None = None, max_new_tokens: int = 512, sampling: Sampling = GREEDY
+    runs: str | Path | Sequence[str | Path] | None = None,
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 512,
+    sampling: Sampling = GREEDY,
 ) -> ChatSession:
-    """Load a run or a model and start a conversation; without `system`, with the system prompt of the run, if it has one."""
-    chat_model = load(run_or_model)
-    return ChatSession(chat_model, chat_model.system if system is None else system, max_new_tokens, sampling)
+    """Load a run, several over one base, or a model, and start a conversation; the newest run if nothing is named.
+
+    The first run answers until `ChatSession.use` names another. Without `system` the conversation has the system prompt of the
+    first run, if it has one.
+    """
+    names = [runs] if isinstance(runs, (str, Path)) else runs or ()
+    base = load_one_base(names, may_lie_in_model=True)
+    opening = base.chat_model.system if system is None else system
+    adapters, prefix_bytes = base.adapters, usual_bytes()
+    return ChatSession(base.chat_model, opening, max_new_tokens, sampling, adapters=adapters, prefix_bytes=prefix_bytes)
 
 
 def serve(
@@ -339,6 +352,35 @@ def evaluate(
     )
     keep_found(opened.directory, EVALUATION, {**to_dict(comparison), "answers": answers_to_dicts(comparison)})
     return comparison
+
+
+def evaluate_tasks(
+    run: str | Path | None,
+    tasks: Sequence[str],
+    *,
+    base: bool = True,
+    max_rows: int | None = None,
+    num_fewshot: int | None = None,
+    with_template: bool = False,
+    folder: str | Path | None = None,
+) -> "dict[str, Scores]":
+    """Run tasks of lm-evaluation-harness on a run, and on its base model if `base`; return the numbers by column and task.
+
+    The other arguments are those of `evaluation.harness.run_tasks`. Raises: MissingExtraError without lm_eval.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError.of("lm-eval", "tasks", "--task")
+    from lorakeet.evaluation.harness import run_tasks
+
+    return run_tasks(
+        open_run(run, finished=True).load(),
+        tasks,
+        base=base,
+        max_rows=max_rows,
+        num_fewshot=num_fewshot,
+        with_template=with_template,
+        folder=None if folder is None else Path(folder),
+    )
 
 
 def column_names(runs: Sequence[Run]) -> dict[str, Run]:

@@ -1,6 +1,7 @@
 """A conversation turn by turn: its prompts, its memory, and the loop that reads it."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from lorakeet.data.conversation import Conversation, Message
 from lorakeet.data.encode import encode
 from lorakeet.data.templates.template import template_for
 from lorakeet.errors import ConfigError
-from lorakeet.infer import chat_session as chat
-from lorakeet.infer.chat_commands import run_chat
+from lorakeet.infer.chat_commands import plain, run_chat
 from lorakeet.infer.chat_session import ChatSession
-from lorakeet.infer.engine import generate
+from lorakeet.infer.engine import Engine, generate
 from lorakeet.lora.inject import inject, lora_layers
 from tests.data.conftest import trained
 
@@ -33,13 +33,8 @@ def prompt_of(session, *messages):
 
 
 def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
-    sent = []
-
-    def spy(model, prompts, **options):
-        sent.extend(prompts)
-        return generate(model, prompts, **options)
-
-    monkeypatch.setattr(chat, "generate", spy)
+    sent, prepare = [], Engine.prepare
+    monkeypatch.setattr(Engine, "prepare", lambda engine, request: sent.append(request.prompt) or prepare(engine, request))
     session.reset("be quick")
     first = session.ask("hello")
     second = session.ask("how are you?")
@@ -47,6 +42,17 @@ def test_every_turn_sends_the_whole_conversation(session, monkeypatch):
     assert sent[0] == prompt_of(session, *opening)
     assert sent[1] == prompt_of(session, *opening, ("assistant", first.text), ("user", "how are you?"))
     assert [message.content for message in session.messages] == ["hello", first.text, "how are you?", second.text]
+
+
+def test_what_was_read_before_is_not_read_again(session):
+    session.prefix_bytes = 1 << 20
+    kept = [session.ask(text) for text in ("hello", "how are you?", "and now?")]
+    session.reset()
+    session.prefix_bytes, session._engine = 0, None
+    read = [session.ask(text) for text in ("hello", "how are you?", "and now?")]
+    assert [reply.text for reply in kept] == [reply.text for reply in read]
+    assert [reply.num_cached_tokens for reply in read] == [0, 0, 0]
+    assert kept[2].num_cached_tokens >= kept[1].num_prompt_tokens
 
 
 def test_a_reply_says_how_it_came_about(session):
@@ -78,7 +84,7 @@ def test_stops_at_the_end_of_the_turn(session):
 
 def talk(session, *lines):
     remaining, written, noted = list(lines), [], []
-    run_chat(session, lambda: remaining.pop(0) if remaining else None, written.append, noted.append)
+    run_chat(session, lambda: remaining.pop(0) if remaining else None, lambda: plain(written.append), noted.append)
     return "".join(written), noted
 
 
@@ -116,19 +122,40 @@ def test_a_question_that_does_not_fit_is_forgotten(session):
         session.ask("fox " * 400)
 
 
-def test_an_interrupted_answer_is_forgotten(session, monkeypatch):
-    calls = []
+def interrupts(times):
+    """Show answers, with Ctrl-C at the second piece of the first one."""
+    pieces = []
 
-    def interrupted(*args, **options):
-        calls.append(1)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        return generate(*args, **options)
+    def write(piece):
+        pieces.append(piece)
+        if len(pieces) == 2:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(chat, "generate", interrupted)
-    _, noted = talk(session, "first\n", "second\n")
-    assert any("Interrupted" in note for note in noted)
+    return pieces, lambda: plain(write)
+
+
+def test_an_answer_that_is_stopped_stays_as_far_as_it_came(session):
+    whole = session.ask("first").text
+    session.reset()
+    pieces, show = interrupts(1)
+    lines, noted = ["first\n", "second\n"], []
+    run_chat(session, lambda: lines.pop(0) if lines else None, show, noted.append)
+    assert noted[0] == "Stopped. The conversation goes on from here; /undo forgets this answer, /retry asks again."
+    said = session.messages[1].content
+    assert said.startswith("".join(pieces[:2]))
+    assert whole.startswith(said.rstrip("\ufffd"))
+    assert len(said) < len(whole)
+    assert [message.content for message in session.messages][::2] == ["first", "second"]
+
+
+def test_a_second_ctrl_c_forgets_the_answer(session):
+    _, show = interrupts(2)
+    lines, noted = ["first\n", "second\n"], []
+    run_chat(session, lambda: lines.pop(0) if lines else None, show, noted.append)
+    assert noted[0] == "Interrupted; this question and its answer are forgotten."
     assert session.messages[0].content == "second"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_control_tokens_in_a_question_are_text(session):
@@ -183,7 +210,11 @@ def test_adapter_off_answers_as_the_base_and_compare_keeps_neither(session):
     assert noted[-1].startswith("E-CFG-270")
     session.reset()
     written, noted = talk(session, "/compare hello\n")
-    assert (written, noted[::2], session.messages) == (f"{base}\n{tuned}\n", ["Base:", "Tuned:"], [])
+    assert (written, [note for note in noted if note.endswith(":")], session.messages) == (
+        f"{base}\n{tuned}\n",
+        ["base:", "adapter:"],
+        [],
+    )
 
 
 def test_the_terminal_reads_several_lines_and_leaves_at_the_end():
@@ -201,3 +232,43 @@ def test_the_terminal_reads_several_lines_and_leaves_at_the_end():
         assert read() == "a\nb"
         keys.send_text("never\x03" + "\x04")
         assert read() is None
+
+
+def test_what_was_typed_is_remembered_for_its_owner_alone(tmp_path):
+    toolkit = pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    from lorakeet.infer.terminal import terminal_reader
+
+    file = tmp_path / "state" / "history"
+
+    def read(keys_sent, history=file):
+        with create_pipe_input() as keys:
+            keys.send_text(keys_sent)
+            return terminal_reader(toolkit.PromptSession, history=history, input=keys, output=DummyOutput())()
+
+    assert read("straße\x1b\rtwo\r") == "straße\ntwo"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert read("never\r", history=None) == "never"
+    assert read("\x1b[A\r") == "straße\ntwo"
+    assert "never" not in file.read_text()
+
+
+def test_commands_and_what_stands_behind_them_are_completed(tmp_path):
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    from lorakeet.infer.terminal import command_completer
+
+    (tmp_path / "said.jsonl").touch()
+
+    def found(text):
+        return [one.text for one in command_completer(["mine"]).get_completions(Document(text), CompleteEvent())]
+
+    assert found("/sta") == ["/stats"]
+    assert found("/adapter m") == ["mine"]
+    assert found("/set temp") == ["temperature"]
+    assert found(f"/load {tmp_path}/sa") == ["id.jsonl"]
+    assert found("what /st") == found("hello ") == []

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from lorakeet.errors import ServerError
-from lorakeet.serve.answers import StopText
+from lorakeet.infer.text_stream import StopText
 from lorakeet.serve.limits import LOOPBACK, Access, Limits
 from lorakeet.serve.run import bound_socket, check_access, example
 from lorakeet.serve.tool_calls import parse_tool_calls

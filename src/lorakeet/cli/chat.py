@@ -3,14 +3,20 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from lorakeet.infer.chat_commands import Show
+    from lorakeet.infer.chat_session import ChatSession
+
 
 def command(
-    run: Annotated[
-        str | None, typer.Argument(metavar="RUN or MODEL", help="Run directory or model. Default: the newest finished run.")
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN or MODEL", help="Runs over one base, or a model. Default: the newest finished run."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this question and exit; - reads it from standard input.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt. Default: the run's.")] = None,
@@ -19,9 +25,11 @@ def command(
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens up to this total probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from this many most likely tokens; 0 for all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown/--plain", help="Show answers as Markdown in a terminal.")] = True,
+    history: Annotated[bool, typer.Option("--history/--no-history", help="Remember questions for the next chat.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
-    """Chat with a run or any other model; --prompt prints one answer.
+    """Chat with runs over one base, or any other model; --prompt prints one answer.
 
     Example: lorakeet chat runs/mine --prompt "What is LoRA?"
     """
@@ -33,16 +41,17 @@ def command(
     sampling = Sampling(temperature, top_p, top_k, seed)
     if as_json and prompt is None:
         raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
+    named: list[str] = runs or [str(api.open_run(finished=True).directory)]
     with progress.shown():
-        session = api.chat(run, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+        session = api.chat(named, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
     if prompt is None:
-        _note(f"Talking to {run or api.open_run(finished=True).directory}. /help lists the commands, /exit leaves.")
-        run_chat(session, _reader(), _write, _note)
+        _note(f"Talking to {named[0]}. /help lists the commands, /exit leaves.")
+        run_chat(session, _reader(session, remembers=history), _shows(markdown), _note)
         return
     prompt = sys.stdin.read() if prompt == "-" else prompt
     reply = session.ask(prompt, on_text=None if as_json else _write)
     if as_json:
-        opened = api.run_of(run)
+        opened = api.run_of(named[0])
         result = {
             "answer": reply.text,
             "prompt_tokens": reply.num_prompt_tokens,
@@ -57,17 +66,32 @@ def command(
         _write("\n")
 
 
-def _reader() -> Callable[[], str | None]:
+def _reader(session: "ChatSession", *, remembers: bool) -> Callable[[], str | None]:
     """Return what reads the next line: with history and completion at a terminal, if prompt_toolkit is there."""
     try:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import create_output
     except ImportError:
         return _read
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return _read
+    from lorakeet.files.cache import state_dir
     from lorakeet.infer.terminal import terminal_reader
 
-    return terminal_reader(PromptSession)
+    file = state_dir() / "chat_history" if remembers else None
+    # Answers may go to a file; then what is typed is shown on stderr.
+    return terminal_reader(PromptSession, adapters=session.names, history=file, output=create_output(always_prefer_tty=True))
+
+
+def _shows(markdown: bool) -> "Show":
+    """Return what shows an answer: as Markdown in a terminal, as it is in a pipe."""
+    from rich.console import Console
+
+    from lorakeet.infer.chat_commands import plain
+    from lorakeet.infer.markdown import shown_markdown
+
+    console = Console(highlight=False)
+    return partial(shown_markdown, console) if markdown and console.is_interactive else partial(plain, _write)
 
 
 def _read() -> str | None:

@@ -21,11 +21,12 @@ EXTRAS = {
     "qlora": "training over a base of 4 or 8 bits",
     "optimizers": "8-bit, Lion and schedule-free optimizers",
     "eval": "ROUGE, BLEU and chrF in evaluations",
+    "tasks": "tasks of lm-evaluation-harness in evaluations",
     "gguf": "reading and writing GGUF files",
     "demo": "the embedded model",
     "loggers": "TensorBoard, Weights & Biases, MLflow, trackio",
     "serve": "an OpenAI-compatible server",
-    "chat": "line editing and history in a chat",
+    "chat": "line editing, history and Markdown in a chat",
     "llamacpp": "exports proven with llama.cpp",
 }
 """What each extra is for, for those who use Lorakeet; extras for its developers are left out."""

@@ -14,7 +14,11 @@ from lorakeet.evaluation.intervals import Difference
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lorakeet.evaluation.harness import Scores
+
 _LOWER_IS_BETTER = ("loss", "perplexity")
+STDERR = "_stderr"
+"""Behind the name of a metric: its standard error."""
 _NEITHER_IS_BETTER = ("stop_rate", "answer_tokens")
 
 
@@ -68,6 +72,28 @@ def print_comparison(comparison: Comparison, console: "Console", *, num_examples
     for title, rows in _examples(comparison, num_examples):
         console.print(f"\n{title}:", style="bold")
         _print_rows(columns, rows, console)
+
+
+def print_tasks(found: "Mapping[str, Scores]", console: "Console") -> None:
+    """Print a row for each metric of each task, with its standard error, and a column for each model."""
+    from rich.table import Table
+
+    table = Table("task", "metric")
+    for name in found:
+        table.add_column(name, justify="right")
+    for task, numbers in next(iter(found.values())).items():
+        for metric in numbers:
+            if STDERR not in metric:
+                cells = [_with_error(column[task], metric) for column in found.values()]
+                table.add_row(task, metric, *cells)
+    console.print(table)
+    console.print("± is one standard error. Numbers are lm-evaluation-harness's own, as its tasks define them.")
+
+
+def _with_error(numbers: Mapping[str, float], metric: str) -> str:
+    name, _, filtered = metric.partition(",")
+    error = numbers.get(name + STDERR + (f",{filtered}" if filtered else ""))
+    return f"{numbers[metric]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:

@@ -30,6 +30,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakeet"
 
 
+def state_dir() -> Path:
+    """Return $XDG_STATE_HOME/lorakeet, else ~/.local/state/lorakeet, for what a user typed; it need not exist yet."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lorakeet"
+
+
 def derived(directory: Path, build: Callable[[Path], None]) -> Path:
     """Return a directory of the cache; `build(draft)` fills it unless it is there and whole.
 

@@ -4,10 +4,13 @@ data in: a line → out: the session changed, and what there is to say about it.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from lorakeet.data.conversation import Message
 from lorakeet.errors import ConfigError, LorakeetError
@@ -15,36 +18,60 @@ from lorakeet.files.durable import write_file
 from lorakeet.formatting import count, duration
 from lorakeet.infer.chat_session import ChatSession, Reply
 from lorakeet.infer.sampling import Sampling
-from lorakeet.lora.disable import disabled_adapters
-from lorakeet.lora.inject import lora_layers
 
 Write = Callable[[str], None]
+Show = Callable[[], AbstractContextManager[Write]]
+"""Returns what takes the pieces of one answer, and ends it when its block ends."""
 
 HELP = """/system TEXT       begin again with this system prompt; without TEXT, with none
 /reset             forget the conversation, keep the system prompt
 /retry             answer the last question again
 /undo              forget the last question and its answer
-/adapter on|off    answer with the adapter, or as the base model
-/compare TEXT      answer as the base and with the adapter, and keep neither
-/set NAME VALUE    temperature, top_p, top_k, min_p, repetition_penalty, seed or max_new_tokens
-/save FILE         write the conversation as one line of training data; /load FILE reads it back
+/adapter NAME      who answers: an adapter's name, on (the first), off (the base)
+/compare TEXT      answer as the base and with every adapter, and keep nothing
+/set NAME VALUE    temperature, top_p, top_k, min_p, repetition_penalty, seed or
+                   max_new_tokens
+/save FILE         write the conversation as one line of training data
+/load FILE         go on with a conversation that /save wrote
 /stats             tokens and speed of the last answer
 /help              this list
-/exit              leave (so does the end of the input)"""
+/exit              leave (so does the end of the input)
+
+Alt-Enter or a backslash at the end begins another line; Ctrl-C stops an answer."""
 
 _NUMBERS = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float, "seed": int}
+COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+SETTINGS = (*(field.name for field in fields(Sampling)), "max_new_tokens")
+
+
+@contextmanager
+def first_interrupt() -> Iterator[Callable[[], bool]]:
+    """Return whether Ctrl-C was pressed inside the block, which it does not end; pressed again it raises KeyboardInterrupt."""
+    presses: list[int] = []
+
+    def take(number: int, frame: Any) -> None:
+        presses.append(number)
+        if len(presses) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, take)
+    try:
+        yield lambda: bool(presses)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Chat:
     """A session with what its commands remember."""
 
-    def __init__(self, session: ChatSession, write: Write, note: Write) -> None:
-        self.session, self.write, self.note = session, write, note
-        self.uses_adapter = True
+    def __init__(self, session: ChatSession, show: Show, note: Write) -> None:
+        self.session, self.show, self.note = session, show, note
         self.last: Reply | None = None
         self.commands: dict[str, Callable[[str], None]] = {
-            f"/{name}": getattr(self, f"_{name}")
-            for name in ("system", "reset", "retry", "undo", "adapter", "compare", "set", "save", "load", "stats", "help")
+            name: getattr(self, f"_{name[1:]}") for name in COMMANDS if name != "/exit"
         }
 
     def take(self, line: str) -> bool:
@@ -66,19 +93,19 @@ class Chat:
         return True
 
     def answer(self, text: str) -> None:
-        """Answer a question; one that fails or is interrupted leaves no trace."""
+        """Answer a question. Ctrl-C ends the answer where it is; one that fails leaves no trace."""
         try:
-            with nullcontext() if self.uses_adapter else disabled_adapters(self.session.chat_model.model):
-                self.last = self.session.ask(text, on_text=self.write)
+            with first_interrupt() as is_pressed, self.show() as write:
+                self.last = self.session.ask(text, on_text=write, is_stopped=is_pressed)
         except KeyboardInterrupt:
-            self.write("\n")
             self.note("Interrupted; this question and its answer are forgotten.")
         except LorakeetError as error:
             self.note(f"{error} /reset begins again.")
         else:
-            self.write("\n")
             if self.last.stop_reason == "length":
                 self.note("Cut off: the limit of new tokens or the model's context is reached.")
+            elif self.last.stop_reason == "interrupted":
+                self.note("Stopped. The conversation goes on from here; /undo forgets this answer, /retry asks again.")
 
     def _system(self, text: str) -> None:
         self.session.reset(text or None)
@@ -106,33 +133,38 @@ class Chat:
         if self._pop() is not None:
             self.note("The last question and its answer are forgotten.")
 
-    def _adapter(self, state: str) -> None:
-        if not self._has_adapter():
-            return
-        if state not in ("on", "off"):
-            raise ConfigError("E-CFG-270", f'"/adapter {state}" is neither on nor off', place="chat", fix="Type /adapter off")
-        self.uses_adapter = state == "on"
-        self.note("Answers with the adapter." if self.uses_adapter else "Answers as the base model.")
-
-    def _has_adapter(self) -> bool:
-        has_one = any(True for _ in lora_layers(self.session.chat_model.model))
-        if not has_one:
+    def _adapter(self, name: str) -> None:
+        names = self.session.names
+        if not names:
             self.note("This model has no adapter.")
-        return has_one
+            return
+        known = {"on": names[0], "off": None, **{one: one for one in names}}
+        if name not in known:
+            found = f'"/adapter {name}" names no adapter'
+            raise ConfigError("E-CFG-270", found, place="chat", fix=f"Type on, off or a name: {', '.join(names)}")
+        self.session.use(known[name])
+        self.note(f"Answers with {known[name]}." if known[name] else "Answers as the base model.")
+        trained = self.session.adapters.get(known[name] or "")
+        if trained is not None and trained.system != self.session.system:
+            prompt = f"this system prompt: {trained.system}" if trained.system else "no system prompt"
+            self.note(f"It was trained with {prompt}. /system begins again with it.")
 
     def _compare(self, text: str) -> None:
-        if not text or not self._has_adapter():
-            self.note("Type /compare and a question.")
+        session = self.session
+        if not text or not session.names:
+            self.note("Type /compare and a question." if session.names else "This model has no adapter.")
             return
-        used, said = self.uses_adapter, list(self.session.messages)
+        used, said = session.adapter, list(session.messages)
         try:
-            for name, uses in (("Base", False), ("Tuned", True)):
-                self.note(f"{name}:")
-                self.uses_adapter = uses
+            for name in (None, *session.names):
+                self.note(f"{name or 'base'}:")
+                session.use(name)
                 self.answer(text)
-                self.session.messages[:] = said
+                session.messages[:] = said
+                if self.last is not None and self.last.stop_reason == "interrupted":
+                    break
         finally:
-            self.uses_adapter = used
+            session.use(used)
 
     def _set(self, text: str) -> None:
         name, _, value = text.partition(" ")
@@ -144,9 +176,8 @@ class Chat:
         except (KeyError, ValueError) as error:
             if isinstance(error, LorakeetError):
                 raise
-            names = ", ".join([*(field.name for field in fields(Sampling)), "max_new_tokens"])
             found = f'"/set {text}" is no setting'
-            raise ConfigError("E-CFG-271", found, place="chat", fix=f"Set one of {names} to a number") from None
+            raise ConfigError("E-CFG-271", found, place="chat", fix=f"Set one of {', '.join(SETTINGS)} to a number") from None
         self.note(f"{name} is {value}.")
 
     def _save(self, name: str) -> None:
@@ -180,23 +211,29 @@ class Chat:
             return
         last, num_messages = self.last, len(self.session.messages)
         speed = f"{count(last.num_answer_tokens, 'token')} in {duration(last.seconds)}, {last.tokens_per_second:.1f} a second"
-        self.note(
-            f"Prompt of {count(last.num_prompt_tokens, 'token')}; answer of {speed}; {count(num_messages, 'message')} so far."
-        )
+        prompt = f"{count(last.num_prompt_tokens, 'token')}, {last.num_cached_tokens:,} of them known from before"
+        self.note(f"Prompt of {prompt}; answer of {speed}; {count(num_messages, 'message')} so far.")
 
     def _help(self, _: str) -> None:
         self.note(HELP)
 
 
-def run_chat(session: ChatSession, read: Callable[[], str | None], write: Write, note: Write) -> None:
+@contextmanager
+def plain(write: Write) -> Iterator[Write]:
+    """Show an answer as it is, with a line's end behind it."""
+    yield write
+    write("\n")
+
+
+def run_chat(session: ChatSession, read: Callable[[], str | None], show: Show, note: Write) -> None:
     """Read questions and commands until there are no more, and answer them.
 
     Args:
         read: returns the next line, or None at the end of the input.
-        write: takes the text of answers.
+        show: shows one answer.
         note: takes everything else there is to say: help, errors.
     """
-    chat = Chat(session, write, note)
+    chat = Chat(session, show, note)
     while (line := read()) is not None:
         if not chat.take(line):
             return

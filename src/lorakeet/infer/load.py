@@ -12,7 +12,7 @@ from pathlib import Path
 from lorakeet import chat_model
 from lorakeet.chat_model import ChatModel
 from lorakeet.config import QuantizationConfig, RunConfig
-from lorakeet.errors import ServerError
+from lorakeet.errors import AdapterError, ServerError
 from lorakeet.lora.per_row import Adapter, read_adapter
 from lorakeet.models.weights import fingerprint
 from lorakeet.rundir.record import CONFIG, RunRecord, find_run
@@ -39,9 +39,12 @@ class OneBase:
     adapters: dict[str, NamedAdapter]
 
 
-def load_one_base(names: Sequence[str | Path] = (), *, load_in_4bit: bool = False) -> OneBase:
+def load_one_base(names: Sequence[str | Path] = (), *, load_in_4bit: bool = False, may_lie_in_model: bool = False) -> OneBase:
     """Load runs over one base, or a model; the newest finished run if nothing is named.
 
+    Args:
+        may_lie_in_model: put the adapter of a single run into the model if it cannot be kept apart, since it trains more
+            than pairs of matrices.
     Raises: ServerError E-SRV-286 if the runs differ in their base, 284 if two have one name; errors of what is loaded.
     """
     models = [str(name) for name in names if not (Path(name) / CONFIG).is_file()]
@@ -57,13 +60,20 @@ def load_one_base(names: Sequence[str | Path] = (), *, load_in_4bit: bool = Fals
         bf16=first.bf16 if first else None,
         template=first.data.template if first else None,
         quantization=QuantizationConfig(load_in_4bit=True) if load_in_4bit else quantization,
+        system=first.data.system if first else None,
     )
     base = OneBase(name, loaded, fingerprint(loaded.directory), {})
     for record, config in zip(records, configs, strict=True):
         short = record.directory.resolve().name
         if short in base.adapters or short == name:
             raise ServerError("E-SRV-284", f'"{short}" would name two models', fix="Rename a run's directory")
-        adapter = read_adapter(loaded.model, record.adapter_directory, base_hash=base.base_hash)
+        try:
+            adapter = read_adapter(loaded.model, record.adapter_directory, base_hash=base.base_hash)
+        except AdapterError as error:
+            if error.code != "E-ADPT-270" or not may_lie_in_model or len(records) > 1:
+                raise
+            loaded.with_adapter(record.adapter_directory)
+            return base
         base.adapters[short] = NamedAdapter(adapter, str(record.adapter_directory), config.data.system)
     return base
 

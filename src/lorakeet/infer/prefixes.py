@@ -8,10 +8,17 @@ content, and to one side of LongRoPE's switch: nothing else ever sees it.
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
+from lorakeet.machine.memory import free_bytes
 from lorakeet.models.kv_cache import Beginning
 
 SHORTEST = 8
 """Beginnings of fewer tokens are read again: copying them would not be faster."""
+MOST_BYTES = 2 << 30
+
+
+def usual_bytes() -> int:
+    """Return how much memory beginnings may take: an eighth of what is free, at most 2 GiB."""
+    return min(MOST_BYTES, (free_bytes() or MOST_BYTES) // 8)
 
 
 class PrefixCache:

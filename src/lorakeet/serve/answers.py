@@ -15,7 +15,7 @@ from typing import Any
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import LorakeetError, ServerError
 from lorakeet.infer.engine import Request, Stream, Token
-from lorakeet.infer.text_stream import TextStream
+from lorakeet.infer.text_stream import StopText, TextStream
 from lorakeet.serve.metrics import Metrics
 from lorakeet.serve.worker import Worker
 
@@ -31,35 +31,6 @@ class Delta:
     text: str = ""
     tokens: tuple[Token, ...] = ()
     finish_reason: str | None = None
-
-
-class StopText:
-    """Hold back what may be the beginning of a stop string, and cut the text where one is complete."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held = [stop for stop in stops if stop], ""
-        self.is_stopped = False
-
-    def push(self, text: str) -> str:
-        """Take more text; returns what is certain to stand before any stop string."""
-        held = self._held + text
-        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
-        if found:
-            self.is_stopped, self._held = True, ""
-            return held[: min(found)]
-        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
-
-    def finish(self) -> str:
-        """Return what was held back for nothing."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` with which `stop` begins."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from lorakeet.errors import LorakeetError, MissingExtraError
-from lorakeet.machine.memory import free_bytes
+from lorakeet.infer.prefixes import usual_bytes
 from lorakeet.serve import schemas
 from lorakeet.serve.gate import Gate, error_response
 from lorakeet.serve.limits import Access, Limits
@@ -31,8 +31,6 @@ STATUSES = {"E-SRV-270": 404, "E-SRV-277": 403, "E-SRV-278": 504, "E-SRV-279": 5
 """HTTP status by an error's code; 400 for all others."""
 OPENAI_CODES = {"E-SRV-270": "model_not_found", "E-SRV-272": "context_length_exceeded", "E-CFG-44": "context_length_exceeded"}
 """Codes that OpenAI's clients look at, in place of ours."""
-MOST_PREFIX_BYTES = 2 << 30
-"""Size of kept beginnings that is never exceeded; less where memory is small."""
 
 
 def create_app(
@@ -41,11 +39,11 @@ def create_app(
     """Build the application; its engine's thread ends with it.
 
     Args:
-        prefix_bytes: memory for beginnings of prompts; by default an eighth of what is free, at most 2 GiB.
+        prefix_bytes: memory for beginnings of prompts; by default `usual_bytes`.
     """
     access, limits = access or Access(), limits or Limits()
     if prefix_bytes is None:
-        prefix_bytes = min(MOST_PREFIX_BYTES, (free_bytes() or MOST_PREFIX_BYTES) // 8)
+        prefix_bytes = usual_bytes()
     server = Server(served, Worker(served.model, prefix_bytes=prefix_bytes), access, limits)
 
     @asynccontextmanager
