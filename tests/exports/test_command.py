@@ -93,7 +93,7 @@ def test_another_architecture_and_a_missing_package_are_one_line(tmp_path, run_d
     assert "lorakeet[gguf]" in capsys.readouterr().err
     file = tmp_path / "base" / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    file.write_text(json.dumps({**config, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}))
     assert main.run(["merge", str(run_directory), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("E-MODEL-72")

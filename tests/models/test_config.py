@@ -154,8 +154,12 @@ LONGROPE = MINI_128K["rope_scaling"]
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [
-        ({"model_type": "llama", "auto_map": None}, "E-MODEL-72", "'llama'; only the Phi-3 family"),
-        ({"model_type": None, "auto_map": None}, "E-MODEL-72", "None; only the Phi-3 family"),
+        ({"model_type": "mixtral", "auto_map": None}, "E-MODEL-72", "'mixtral': mixtures of experts are not supported"),
+        ({"model_type": "qwen3_moe", "auto_map": None}, "E-MODEL-72", "'qwen3_moe': mixtures of experts"),
+        ({"model_type": "gemma3", "auto_map": None}, "E-MODEL-72", "'gemma3': of Gemma 3 only the text models"),
+        ({"model_type": "gemma4", "auto_map": None}, "E-MODEL-72", "'gemma4', which is not supported"),
+        ({"model_type": ["phi3"], "auto_map": None}, "E-MODEL-72", "['phi3'], which is not supported"),
+        ({"model_type": None, "auto_map": None}, "E-MODEL-72", "None, which is not supported"),
         ({"model_type": "phi3small"}, "E-MODEL-71", "'phi3small' and needs code of its own (auto_map)"),
         ({"quantization_config": {"bits": 4}}, "E-MODEL-102", "quantised"),
         ({"num_attention_heads": 31}, "E-MODEL-120", "no multiple of 31 heads"),
@@ -206,9 +210,9 @@ def test_config_rejects(changes, code, said):
     assert "\n" not in text
 
 
-def test_llama_from_transformers_is_refused(tmp_path):
-    transformers.LlamaConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"E-MODEL-72 .*config\.json model_type is 'llama'"):
+def test_another_family_from_transformers_is_refused(tmp_path):
+    transformers.GPTNeoXConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"E-MODEL-72 .*config\.json model_type is 'gpt_neox'.* phi3, llama, mistral"):
         load_config(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """Attention over packed documents, held against one plain mask over the whole stream."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -10,7 +12,7 @@ from lorakeet.ops.attention.cached import cached_attention
 from lorakeet.ops.attention.native import can_attend
 from lorakeet.ops.attention.packed import attention
 from lorakeet.ops.attention.reference import attention_reference, cached_attention_reference
-from lorakeet.ops.attention.segments import NO_WINDOW
+from lorakeet.ops.attention.segments import NO_WINDOW, Scoring
 
 H, K, E = 6, 2, 8
 
@@ -42,6 +44,19 @@ def test_attention_matches_reference(monkeypatch, heads, lengths, window, query_
     ours = outputs_and_grads(attention, qkv, boundaries(lengths), window)
     for mine, theirs in zip(ours, truth, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 32], ids=["in blocks", "in the kernel, if there is one"])
+@pytest.mark.parametrize(("scale", "softcap"), [(0.3, None), (None, 2.0), (0.3, 2.0)])
+@pytest.mark.parametrize("window", [NO_WINDOW, 7])
+def test_scales_and_soft_caps_match_reference(width, scale, softcap, window):
+    qkv, borders, parents = random_qkv(46, width=width), boundaries([17, 9, 20]), torch.tensor([-1, -1, 0, -1])
+    truth = outputs_and_grads(partial(attention_reference, scoring=Scoring(scale, softcap)), qkv, borders, window, parents)
+    ours = outputs_and_grads(partial(attention, scale=scale, softcap=softcap), qkv, borders, window, parents)
+    for mine, theirs in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    plain = attention(*qkv, borders, window, parents)
+    assert not torch.allclose(plain, ours[0], rtol=1e-3, atol=1e-3)
 
 
 TREES = {  # lengths of segments and which earlier one each continues
@@ -190,7 +205,8 @@ def test_perturbing_one_document_leaves_its_neighbours_bit_equal(monkeypatch, qu
 @pytest.mark.parametrize("window", [NO_WINDOW, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4)])
-def test_cached_attention_matches_reference(window, dtype, heads, kv_heads):
+@pytest.mark.parametrize("scoring", [Scoring(), Scoring(0.3, 2.0)])
+def test_cached_attention_matches_reference(window, dtype, heads, kv_heads, scoring):
     """First two documents whole, in rows 1 and 2 of the stores; then one more token of each, twice; then 2 and 3 more."""
     lengths = [3, 9]
     stores = [torch.zeros(4, kv_heads, 16, E, dtype=dtype) for _ in range(2)]
@@ -205,8 +221,8 @@ def test_cached_attention_matches_reference(window, dtype, heads, kv_heads):
         bounds = torch.tensor((1, first, max(columns) + 1) if is_one_each else (0, 0, 0))
         where = torch.tensor(rows), torch.tensor(columns)
         borders = torch.arange(len(rows) + 1) if is_one_each else boundaries([2, 3] if continues else lengths)
-        ours = cached_attention(*qkv, *stores, borders, *where, bounds, continues, window)
-        truth = cached_attention_reference(*qkv, *others, *where, window)
+        ours = cached_attention(*qkv, *stores, borders, *where, bounds, continues, window, *scoring)
+        truth = cached_attention_reference(*qkv, *others, *where, window, scoring)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(ours, truth, rtol=tolerance, atol=tolerance)
         for mine, theirs in zip(stores, others, strict=True):

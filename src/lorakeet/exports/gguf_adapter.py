@@ -14,7 +14,15 @@ import torch
 from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, Written
 from lorakeet.exports.gguf_file import GgufFile, Planned, require_gguf
-from lorakeet.exports.gguf_model import ARCHITECTURE, LIMITS, add_base_model, base_type, gguf_name, write_model
+from lorakeet.exports.gguf_model import (
+    ARCHITECTURE,
+    LIMITS,
+    add_base_model,
+    base_type,
+    gguf_name,
+    require_architecture,
+    write_model,
+)
 from lorakeet.exports.llama_cpp import read_gguf
 from lorakeet.lora.inject import lora_layers, trained_updates
 from lorakeet.lora.layers import LinearLoRA
@@ -28,6 +36,7 @@ _TYPES = ("f32", "f16", "bf16")
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Write A and B of every layer."""
     require_gguf()
+    require_architecture(source)
     model = source.outline()
     check_holdable(source, model)
     dtype = options.dtype or "f32"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import BRAIN, EXACT, HALF, Format, Limits, Missing, Options, Reader, Source, Written
 from lorakeet.exports.chat_template import jinja_text
 from lorakeet.exports.gguf_file import TYPES, GgufFile, Planned, fitting_type, num_bytes, require_gguf
@@ -19,7 +20,7 @@ from lorakeet.exports.gguf_tokenizer import add_tokenizer, model_name
 from lorakeet.exports.llama_cpp import read_gguf
 from lorakeet.exports.merge import check_tied, merged_tensors
 from lorakeet.files.durable import require_space
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config import DecoderConfig, LongRope
 from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import each_parameter
 
@@ -60,12 +61,27 @@ def gguf_name(path: str) -> str:
 def write(source: Source, directory: Path, options: Options) -> Written:
     """Write the merged model, one tensor at a time."""
     require_gguf()
+    require_architecture(source)
     model = source.outline()
     check_tied(model)
     dtype = options.dtype or base_type(model)
     file = directory / f"{source.name}-{dtype}.gguf"
     write_model(source, model, file, dtype)
     return Written(dtype, _commands(source, file.name), tuple(notes(source.config)), LIMITS[dtype])
+
+
+def require_architecture(source: Source) -> None:
+    """Refuse a model that is no Phi-3: this writes llama.cpp's `phi3` alone.
+
+    Raises: ExportError E-EXP-238.
+    """
+    if source.config.family != ARCHITECTURE:
+        raise ExportError(
+            "E-EXP-238",
+            f"GGUF files are written for the family phi3 alone, and this model is of {source.config.family}",
+            place=str(source.base),
+            fix="Merge the model (lorakeet merge), then convert it with llama.cpp's convert_hf_to_gguf.py",
+        )
 
 
 def base_type(model: CausalLM) -> str:
@@ -126,7 +142,7 @@ def add_metadata(metadata: Any, source: Source, dtype: str) -> None:
     metadata.add_rope_dimension_count(config.rotary_dim)
     metadata.add_rope_freq_base(config.rope_theta)
     metadata.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, LongRope):
         metadata.add_rope_scaling_attn_factors(config.rope_scaling.attention_factor)
 
 
@@ -142,7 +158,7 @@ def add_base_model(metadata: Any, source: Source) -> None:
 
 def rope_factors(config: DecoderConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Return LongRoPE's factors, where the model has them."""
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, LongRope):
         yield "rope_factors_long.weight", torch.tensor(config.rope_scaling.long_factor, dtype=torch.float32)
         yield "rope_factors_short.weight", torch.tensor(config.rope_scaling.short_factor, dtype=torch.float32)
 
@@ -160,7 +176,7 @@ def _commands(source: Source, file: str) -> tuple[str, ...]:
 
 
 def notes(config: DecoderConfig) -> Iterator[str]:
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, LongRope):
         yield (
             f"LongRoPE: give llama.cpp a context of {config.original_max_position_embeddings} tokens (-c). It chooses the "
             "rotary factors by the context it allocates, so a longer one changes short answers too; nothing is claimed there."

@@ -19,7 +19,7 @@ from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, 
 from lorakeet.exports.chat_template import copy_tokenizer_of
 from lorakeet.exports.gate import live_dtype
 from lorakeet.models import weights
-from lorakeet.models.config import DecoderConfig
+from lorakeet.models.config import DecoderConfig, LongRope
 from lorakeet.models.config_file import config_to_json
 
 _NOT_LLAMAS = ("architectures", "model_type", "original_max_position_embeddings", "partial_rotary_factor")
@@ -107,7 +107,7 @@ def split_base(source: Source) -> Any:
     if config.sliding_window is not None:
         kinds = (transformers.MistralConfig, transformers.MistralForCausalLM)  # type: ignore[assignment]
     values = {key: value for key, value in config_to_json(config).items() if key not in _NOT_LLAMAS and value is not None}
-    if config.rope_scaling is not None:  # what Phi-3 finds beside these, Llama looks for among them
+    if isinstance(config.rope_scaling, LongRope):  # what Phi-3 finds beside these, Llama looks for among them
         length, factor = config.original_max_position_embeddings, config.rope_scaling.attention_factor
         scale = config.max_position_embeddings / length
         values["rope_scaling"] |= {"original_max_position_embeddings": length, "factor": scale, "attention_factor": factor}

@@ -79,7 +79,7 @@ def _original_length(source: Source) -> int | None:
     """Return the length up to which the short factors hold; None without LongRoPE."""
     config = source.config
     longer = config.max_position_embeddings > config.original_max_position_embeddings
-    return config.original_max_position_embeddings if longer else None
+    return config.switch_length if longer else None
 
 
 FORMAT = Format("vllm", "the adapter for vLLM, with the line that serves it", (), write, peft.read)

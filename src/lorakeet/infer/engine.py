@@ -176,7 +176,7 @@ class Engine:
         bytes_per_token = KVCache.bytes_per_token(config, weight.dtype)
         self.max_cache_tokens = CACHE_BYTES // bytes_per_token
         self.prefixes = PrefixCache(prefix_bytes, bytes_per_token)
-        self.switch_length = config.original_max_position_embeddings if config.rope_scaling else None
+        self.switch_length = config.switch_length
         self.adapters = PerRowAdapters(model)
 
     def submit(self, request: Request) -> Stream:

@@ -24,6 +24,7 @@ from lorakeet.machine.memory import free_bytes
 from lorakeet.machine.native_code import load_kernel, pointer
 from lorakeet.models.decoder import Attention, CausalLM, DecoderLayer, GatedMLP, RMSNorm
 from lorakeet.models.kv_cache import KVCache
+from lorakeet.models.rotary import layer_tables
 from lorakeet.quant import nf4
 from lorakeet.quant.layers import Linear4bit, Linear8bit
 
@@ -42,6 +43,7 @@ _KNOWN_FIELDS = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps", "rope_theta", "partial_rotary_factor"),
     *("rope_scaling", "sliding_window", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"),
+    "family",
 }
 """Of a description; whatever else one may say must be left at its default."""
 _WIDTH, _PART = 16, 64
@@ -173,7 +175,7 @@ class NativeStep:
         """
         ends_B = torch.tensor(cache.lengths)
         positions_B = ends_B - 1
-        cos_BR, sin_BR = self._model.rope_tables(positions_B, torch.arange(len(ids) + 1))
+        cos_BR, sin_BR = layer_tables(self._model.config, positions_B, torch.arange(len(ids) + 1))[0]
         x_BD = self._model.model.embed_tokens(torch.tensor(ids)).float()
         logits_BV = x_BD.new_empty(len(ids), self._described.head.out_features)
         keys_MKNE = self._follow(cache)

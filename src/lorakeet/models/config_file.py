@@ -11,10 +11,30 @@ from typing import Any
 
 from lorakeet.errors import ModelError
 from lorakeet.models.config import DecoderConfig
-from lorakeet.models.families import phi3
+from lorakeet.models.families import gemma2, gemma3, llama, mistral, phi3, qwen2, qwen3, smollm3
+from lorakeet.models.families.shared import Family
 
-FAMILIES = {phi3.MODEL_TYPE: phi3}
-"""The modules that read and write a config.json, by its model_type."""
+FAMILIES: dict[str, Family] = {
+    "phi3": phi3.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "ministral": mistral.MINISTRAL,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "smollm3": smollm3.FAMILY,
+}
+"""What reads and writes a config.json, by its model_type."""
+_UNSUPPORTED = {
+    "_moe": "mixtures of experts are not supported",
+    "mixtral": "mixtures of experts are not supported",
+    "_vl": "vision models are not supported",
+    "vision": "vision models are not supported",
+    "phi3_v": "vision models are not supported",
+    "gemma3": "of Gemma 3 only the text models (gemma3_text) are supported",
+}
+"""Why a model_type is refused, by what it is or ends in."""
 MAX_JSON_BYTES = 16 * 2**20
 
 
@@ -44,7 +64,18 @@ def config_to_json(config: DecoderConfig, dtype: str | None = None) -> dict[str,
 
     dtype: name of the weights' type, such as "bfloat16".
     """
-    return phi3.to_json(config, dtype)
+    return FAMILIES[config.family].to_json(config, dtype)
+
+
+def stored_parts(config: DecoderConfig) -> dict[str, dict[str, int]]:
+    """Return the fused layers whose parts lie apart in the model's checkpoint, and the rows of each part, in order.
+
+    They are {} for a checkpoint that has the fused layers themselves.
+    """
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    rows = {"qkv_proj": (q, kv, kv), "gate_up_proj": (config.intermediate_size,) * 2}
+    parts = FAMILIES[config.family].parts
+    return {layer: dict(zip(names, rows[layer], strict=True)) for layer, names in parts.items()}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -59,7 +90,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if size > MAX_JSON_BYTES:
             raise ModelError("E-MODEL-101", f"is {size} bytes, more than {MAX_JSON_BYTES}", place=str(file))
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError("E-MODEL-101", f"cannot be read as JSON: {error}", place=str(file)) from None
     if not isinstance(value, dict):
         raise ModelError("E-MODEL-101", f"expected a JSON object, found {type(value).__name__}", place=str(file))
@@ -67,23 +98,25 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_family(raw: Mapping[str, Any]) -> None:
-    """Refuse what is no Phi-3, and what only somebody's own code could load.
+    """Refuse families that are not supported, and what only somebody's own code could load.
 
     Microsoft's directories name their remote code in `auto_map` beside model_type "phi3"; those load with the
     decoder in this project, and the code is left alone.
     """
     found = raw.get("model_type")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
+        known = ", ".join(FAMILIES)
         if raw.get("auto_map"):
             raise ModelError(
                 "E-MODEL-71",
                 f"model_type is {found!r} and needs code of its own (auto_map), which is never run",
-                fix="Use a model of the Phi-3 family, with model_type phi3",
+                fix=f"Use a model with one of these for its model_type: {known}",
             )
+        why = next((f": {why}" for ending, why in _UNSUPPORTED.items() if str(found).endswith(ending)), "")
         raise ModelError(
             "E-MODEL-72",
-            f"model_type is {found!r}; only the Phi-3 family (model_type phi3) is supported",
-            fix="Use a Phi-3, Phi-3.5, Phi-4-mini or Phi-4 model, or demo",
+            f"model_type is {found!r}{why or ', which is not supported'}",
+            fix=f"Use demo, or a model with one of these for its model_type: {known}",
         )
     if raw.get("quantization_config"):
         raise ModelError(

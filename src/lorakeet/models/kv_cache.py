@@ -51,13 +51,20 @@ class LayerCache:
         self.now: _Pass | None = None
 
     def attend(
-        self, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cu_seqlens: torch.Tensor, window: int
+        self,
+        q_THE: torch.Tensor,
+        k_TKE: torch.Tensor,
+        v_TKE: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        window: int,
+        scale: float | None,
+        softcap: float | None,
     ) -> torch.Tensor:
         """Store the new keys and values and attend to all stored ones; returns (T, H * E)."""
         now, stores = self.now, (self.keys_MKNE, self.values_MKNE)
         assert now is not None, "begin_prompts or begin_step comes before the model's pass"
         place = now.rows_T, now.columns_T, now.bounds, now.continues
-        return cached_attention(q_THE, k_TKE, v_TKE, *stores, cu_seqlens, *place, window)
+        return cached_attention(q_THE, k_TKE, v_TKE, *stores, cu_seqlens, *place, window, scale, softcap)
 
 
 class KVCache:
@@ -65,7 +72,8 @@ class KVCache:
 
     def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self.lengths: list[int] = []
-        self.window = config.sliding_window
+        # The columns that no layer sees any more are those behind the window, if every layer has it.
+        self.window = None if config.full_layers else config.sliding_window
         shape = 0, config.num_key_value_heads, 0, config.head_dim
         empty = torch.empty(shape, dtype=dtype, device=device)
         self.layers = [LayerCache(empty, empty) for _ in range(config.num_hidden_layers)]

@@ -25,9 +25,11 @@ from lorakeet.files.safetensors_file import SafetensorsWriter, TensorEntry, mapp
 from lorakeet.formatting import size
 from lorakeet.machine.memory import free_bytes
 from lorakeet.models.config import DecoderConfig
-from lorakeet.models.config_file import config_to_json, load_config, read_json
+from lorakeet.models.config_file import config_to_json, load_config, read_json, stored_parts
 from lorakeet.models.decoder import CausalLM
 
+Parts = Mapping[str, Mapping[str, int]]
+"""As `stored_parts` of a model: {fused layer: {its parts in the checkpoint: their rows}}."""
 Put = Callable[[nn.Module, Iterable[str], torch.Tensor], torch.Tensor]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -35,6 +37,8 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _NUM_NAMED = 5
+_DERIVED = ".rotary_emb.inv_freq"
+"""What old checkpoints of Llama hold beside the weights, and the decoder computes."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _FLOATS_TEXT = "float32, float16 or bfloat16"
 
@@ -71,11 +75,11 @@ def outline(directory: Path) -> CausalLM:
     with torch.device("meta"):
         model = CausalLM(load_config(directory))
     entries = open_checkpoint(directory).entries()
-    _check_names_and_shapes(entries, model, aliases(model), str(directory))
+    _check_names_and_shapes(entries, model, str(directory))
     return model.to(_main_dtype(entries)).eval()
 
 
-def each_parameter(model: nn.Module, directory: Path) -> Iterator[tuple[str, nn.Parameter]]:
+def each_parameter(model: CausalLM, directory: Path) -> Iterator[tuple[str, nn.Parameter]]:
     """Walk over the parameters by name; one on the meta device has its value from `directory` until the next one's turn.
 
     Raises: ModelError E-MODEL-107 if a weight that is tied is stored twice and differs.
@@ -92,7 +96,10 @@ def each_parameter(model: nn.Module, directory: Path) -> Iterator[tuple[str, nn.
             if not unread.is_meta:
                 yield name, unread
                 continue
-            values = [mapping.read(entry) for mapping, entry in (places[alias] for alias in all_names[name] if alias in places)]
+            parts = stored_names(model.stored_parts, name)
+            stored = parts if len(parts) > 1 else [alias for alias in all_names[name] if alias in places]
+            values = [mapping.read(entry) for mapping, entry in (places[one] for one in stored)]
+            values = [torch.cat(values)] if len(parts) > 1 else values
             if not all(torch.equal(values[0], value) for value in values[1:]):
                 raise _differing(all_names[name], str(directory))
             yield name, put_parameter(model, all_names[name], values[0].to(unread.dtype))
@@ -100,7 +107,7 @@ def each_parameter(model: nn.Module, directory: Path) -> Iterator[tuple[str, nn.
 
 
 def load_weights(
-    model: nn.Module,
+    model: CausalLM,
     directory: Path,
     *,
     dtype: torch.dtype | None = None,
@@ -118,13 +125,12 @@ def load_weights(
     checkpoint = open_checkpoint(Path(directory))
     entries = checkpoint.entries()
     all_names = aliases(model)
-    _check_names_and_shapes(entries, model, all_names, str(directory))
+    _check_names_and_shapes(entries, model, str(directory))
     dtype = dtype or _main_dtype(entries)
     if put is None and torch.device(device).type == "cpu":
         _require_memory(model, dtype, str(directory))
     loaded: dict[str, torch.Tensor] = {}
-    for name, stored in _read(checkpoint):
-        tensor = stored.to(device=device, dtype=dtype)
+    for name, tensor in _fused(model, _read(checkpoint), dtype, device):
         if name not in loaded:
             loaded |= dict.fromkeys(all_names[name], (put or put_parameter)(model, all_names[name], tensor))
         elif not torch.equal(loaded[name], tensor):
@@ -156,15 +162,75 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     for file, entries in checkpoint.files.items():
         with mapped(file) as mapping:
             for name, entry in entries.items():
-                yield name, mapping.read(entry)
+                if not name.endswith(_DERIVED):
+                    yield name, mapping.read(entry)
+
+
+def stored_names(parts: Parts, name: str) -> list[str]:
+    """Return the names that a parameter of a model has in its checkpoint, those of its parts in order: mostly its own."""
+    path, _, leaf = name.rpartition(".")
+    owner, _, layer = path.rpartition(".")
+    return [f"{owner}.{part}.{leaf}" for part in parts.get(layer, {})] or [name]
+
+
+def split(parts: Parts, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return a parameter's tensor as the checkpoint has it: under its name, or in parts under theirs."""
+    names = stored_names(parts, name)
+    sizes = list(parts[name.split(".")[-2]].values()) if len(names) > 1 else [len(tensor)]
+    if sum(sizes) != len(tensor):  # whoever checks the shapes says so
+        return iter([(name, tensor)])
+    return zip(names, tensor.split(sizes), strict=True)
+
+
+def _stored_shapes(model: CausalLM) -> dict[str, tuple[int, ...]]:
+    """Return the shape of everything that the model's checkpoint may hold, by name."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {stored: tuple(part.shape) for name, whole in named for stored, part in split(model.stored_parts, name, whole.data)}
+
+
+def _pieces(model: CausalLM) -> dict[str, tuple[str, slice]]:
+    """Return the parameter that each part of a fused layer in the checkpoint belongs to, and its rows there."""
+    pieces = {}
+    for name, whole in model.named_parameters():
+        end = 0
+        for stored, part in split(model.stored_parts, name, whole.data):
+            if stored != name:
+                pieces[stored] = name, slice(end, end + len(part))
+            end += len(part)
+    return pieces
+
+
+def _fused(
+    model: CausalLM, stored: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, device: torch.device | str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Turn the tensors of a checkpoint into the model's parameters; the parts of a fused one go straight to their rows."""
+    pieces, parameters = _pieces(model), dict(model.named_parameters())
+    unfinished: dict[str, tuple[torch.Tensor, int]] = {}
+    for part, tensor in stored:
+        if part not in pieces:
+            yield part, tensor.to(device=device, dtype=dtype)
+            continue
+        name, rows = pieces[part]
+        shape = parameters[name].shape
+        if name not in unfinished:
+            unfinished[name] = torch.empty(shape, dtype=dtype, device=device), shape[0]
+        whole, left = unfinished.pop(name)
+        whole[rows] = tensor
+        left -= rows.stop - rows.start
+        if left:
+            unfinished[name] = whole, left
+        else:
+            yield name, whole
 
 
 def read_weight(directory: Path, path: str) -> torch.Tensor:
     """Read the weight of one layer, by its path, as it lies on disk: (out, in)."""
-    name = f"{path}.weight"
-    ((file, entry),) = ((file, entries[name]) for file, entries in open_checkpoint(directory).files.items() if name in entries)
-    with mapped(file) as mapping:
-        return mapping.read(entry)
+    files, parts = open_checkpoint(directory).files, []
+    for name in stored_names(stored_parts(load_config(directory)), f"{path}.weight"):
+        ((file, entry),) = ((file, entries[name]) for file, entries in files.items() if name in entries)
+        with mapped(file) as mapping:
+            parts.append(mapping.read(entry))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def put_parameter(model: nn.Module, names: Iterable[str], tensor: torch.Tensor) -> nn.Parameter:
@@ -195,12 +261,11 @@ def _main_dtype(entries: Mapping[str, TensorEntry]) -> torch.dtype:
     return max(num_bytes, key=lambda dtype: num_bytes[dtype])
 
 
-def _check_names_and_shapes(
-    entries: Mapping[str, TensorEntry], model: nn.Module, aliases: Mapping[str, tuple[str, ...]], place: str
-) -> None:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    missing = [names[0] for names in dict.fromkeys(aliases.values()) if not any(name in entries for name in names)]
-    extra = [name for name in entries if name not in shapes]
+def _check_names_and_shapes(entries: Mapping[str, TensorEntry], model: CausalLM, place: str) -> None:
+    shapes = _stored_shapes(model)
+    wanted = [names for alike in dict.fromkeys(aliases(model).values()) for names in _alternatives(model, alike)]
+    missing = [names[0] for names in wanted if not any(name in entries for name in names)]
+    extra = [name for name in entries if name not in shapes and not name.endswith(_DERIVED)]
     wrong = [
         f"{name} {entry.shape} for {shapes[name]}"
         for name, entry in entries.items()
@@ -215,6 +280,12 @@ def _check_names_and_shapes(
             place=place,
             fix="Take config.json and weights from the same model",
         )
+
+
+def _alternatives(model: CausalLM, alike: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return what a checkpoint must hold of a parameter that goes by these names: one of each tuple."""
+    parts = stored_names(model.stored_parts, alike[0])
+    return [(part,) for part in parts] if len(parts) > 1 else [alike]
 
 
 def _some(names: list[str]) -> str:
@@ -300,7 +371,8 @@ def save_weights(
 ) -> None:
     """Write config.json and the weights of a model in Hugging Face's layout, one tensor in memory at a time.
 
-    state: (name, tensor) in any order; with tied embeddings lm_head may be there, if it equals the embedding.
+    state: (name, tensor) of the model's parameters, in any order; fused ones are split here if the checkpoint has parts.
+        With tied embeddings lm_head may be there, if it equals the embedding.
 
     Raises: ModelError if the directory already holds weights, or names or shapes are not the model's.
     """
@@ -313,7 +385,9 @@ def save_weights(
         )
     shards = _plan_shards(config, dtype, max_shard_bytes)
     shapes = {name: shape for shard in shards.values() for name, shape in shard.items()}
-    _write_shards(_checked(state, shapes, config.tie_word_embeddings, str(directory)), shards, directory, dtype)
+    parts = stored_parts(config)
+    stored = (piece for name, tensor in state for piece in split(parts, name, tensor))
+    _write_shards(_checked(stored, shapes, config.tie_word_embeddings, str(directory)), shards, directory, dtype)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_num_bytes(shapes, dtype) for shapes in shards.values())},
@@ -328,8 +402,10 @@ def _plan_shards(config: DecoderConfig, dtype: torch.dtype, max_shard_bytes: int
     with torch.device("meta"):
         model = CausalLM(config)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
+    shapes = _stored_shapes(model)
+    names = [stored for own, _ in model.named_parameters() for stored in stored_names(model.stored_parts, own)]
+    for name in names:
+        shape = shapes[name]
         if shards[-1] and _num_bytes({**shards[-1], name: shape}, dtype) > max_shard_bytes:
             shards.append({})
         shards[-1][name] = shape

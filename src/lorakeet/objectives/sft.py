@@ -29,7 +29,7 @@ def pack_for(model: CausalLM, examples: Sequence[Example], *, is_noisy: bool = F
     device, config = model.lm_head.weight.device, model.config
     has_dropout = model.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
     longest = max(len(example.input_ids) for example in examples)
-    is_switched = config.rope_scaling is not None and longest > config.original_max_position_embeddings
+    is_switched = config.switch_length is not None and longest > config.switch_length
     if device.type != "cpu":
         return replace(pack(examples).to(device), parents=None)
     return pack(examples, share_prefixes=not (has_dropout or is_noisy or is_switched), fill_up=True)

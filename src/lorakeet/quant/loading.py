@@ -67,7 +67,7 @@ def _key(directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _quantize(model: nn.Module, directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> None:
+def _quantize(model: CausalLM, directory: Path, quantization: QuantizationConfig, dtype: torch.dtype) -> None:
     """Read the 16-bit weights and quantise each as it comes."""
     layers = {f"{path}.weight": path for path in quantized_paths(model)}
 
@@ -79,6 +79,8 @@ def _quantize(model: nn.Module, directory: Path, quantization: QuantizationConfi
             layer = quantize_weight(tensor, quantization)
         except ModelError as error:
             raise ModelError(error.code, f"{name}: {error.message}", place=str(directory), fix=error.fix) from None
+        plain = model.get_submodule(layers[name])
+        layer.bias = plain.bias if isinstance(plain, nn.Linear) else None  # loaded already, or to be loaded into this layer
         model.set_submodule(layers[name], layer)
         return layer.weight
 
@@ -103,6 +105,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, layer in layers.items():
         for name, tensor in layer.weight_tensors().items():
             yield f"{path}.{name}", tensor
+        if layer.bias is not None:
+            yield f"{path}.bias", layer.bias.detach()
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in layers:
             yield name, parameter.detach()
@@ -133,6 +137,7 @@ def _read(model: nn.Module, file: Path, dtype: torch.dtype) -> None:
             tensors = {name.removeprefix(f"{path}."): mapping.read(entries[name]) for name in names}
             is_8bit = "SCB" in tensors
             layer = Linear8bit.from_tensors(tensors, dtype) if is_8bit else Linear4bit.from_tensors(tensors)
+            layer.bias = nn.Parameter(tensors["bias"]) if "bias" in tensors else None
             model.set_submodule(path, layer)
         taken = {name for names in owned.values() for name in names}
         for aliases in dict.fromkeys(weights.aliases(model).values()):

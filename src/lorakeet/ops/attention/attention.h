@@ -88,18 +88,20 @@ void sum_groups(const Problem &p, const float *per_head, element *grad);
 
 extern "C" int lorakeet_is_supported() { return 1; }
 
+// Scores are multiplied by `scale`, or by 1 / sqrt(E) if it is 0.
 // q, k, v: (T, heads, E) whose tokens are `*_stride` elements apart; out (T, H, E) and lse (H, T) are written.
 extern "C" void lorakeet_attention_forward(element *q, element *k, element *v, element *out, float *lse, int64_t q_stride,
                                            int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                           const int *borders, const int *parents, int num_segments) {
+                                           float scale, const int *borders, const int *parents, int num_segments) {
     const Problem p(T, H, K, E, window, borders, parents, num_segments);
+    if (scale == 0) scale = 1 / std::sqrt((float)E);
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t tree = 0; tree < p.trees.size(); tree++)
         for (int h = 0; h < H; h++) {
             const int kv = h / (H / K);
             forward_head(p, p.trees[tree],
                          {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                          lse + (int64_t)h * T, 1 / std::sqrt((float)E)});
+                          lse + (int64_t)h * T, scale});
         }
 }
 
@@ -107,9 +109,10 @@ extern "C" void lorakeet_attention_forward(element *q, element *k, element *v, e
 // 2 H T E floats.
 extern "C" void lorakeet_attention_backward(element *q, element *k, element *v, element *out, float *lse, int64_t q_stride,
                                             int64_t k_stride, int64_t v_stride, int T, int H, int K, int E, int window,
-                                            const int *borders, const int *parents, int num_segments, element *grad,
+                                            float scale, const int *borders, const int *parents, int num_segments, element *grad,
                                             element *dq, element *dk, element *dv, float *per_head) {
     const Problem p(T, H, K, E, window, borders, parents, num_segments);
+    if (scale == 0) scale = 1 / std::sqrt((float)E);
     float *dk_heads = per_head, *dv_heads = per_head + (int64_t)H * T * E;
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (size_t tree = 0; tree < p.trees.size(); tree++)
@@ -117,7 +120,7 @@ extern "C" void lorakeet_attention_backward(element *q, element *k, element *v, 
             const int kv = h / (H / K);
             backward_head(p, p.trees[tree],
                           {{q + h * E, q_stride}, {k + kv * E, k_stride}, {v + kv * E, v_stride}, {out + h * E, H * E},
-                           lse + (int64_t)h * T, 1 / std::sqrt((float)E)},
+                           lse + (int64_t)h * T, scale},
                           {{grad + h * E, H * E}, {dq + h * E, H * E}, dk_heads + (int64_t)h * T * E,
                            dv_heads + (int64_t)h * T * E});
         }

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from lorakeet.machine.compiling import compiled
-from lorakeet.ops.attention.segments import Documents, read_segments
+from lorakeet.ops.attention.segments import Documents, Scoring, read_segments
+from lorakeet.ops.soft_cap import soft_cap
 
 QUERY_BLOCK = 512
 """Queries handled at once."""
@@ -56,11 +57,16 @@ def _gather(x_KTE: torch.Tensor, keys: tuple[slice, ...]) -> torch.Tensor:
 
 
 @compiled
-def causal_softmax(scores: torch.Tensor, first_query: int, window: int, scale: float) -> torch.Tensor:
+def causal_softmax(
+    scores: torch.Tensor, first_query: int, window: int, scale: float, softcap: float | None = None
+) -> torch.Tensor:
     """Return the probabilities of scores (heads, queries, keys); `first_query` is counted from the first key."""
     query = torch.arange(scores.shape[1], device=scores.device)[:, None] + first_query
     behind = query - torch.arange(scores.shape[2], device=scores.device)[None]
-    masked = torch.where((behind >= 0) & (behind < window), scores.float() * scale, float("-inf"))
+    scaled = scores.float() * scale
+    if softcap is not None:
+        scaled = soft_cap(scaled, softcap)
+    masked = torch.where((behind >= 0) & (behind < window), scaled, float("-inf"))
     weights = torch.exp(masked - masked.amax(-1, keepdim=True))
     return (weights / weights.sum(-1, keepdim=True)).to(scores.dtype)
 
@@ -72,32 +78,41 @@ def softmax_backward(grad: torch.Tensor, probs: torch.Tensor, scale: float) -> t
     return ((grad_f - (grad_f * probs_f).sum(-1, keepdim=True)) * probs_f * scale).to(probs.dtype)
 
 
-def _probabilities(q_HTE: torch.Tensor, keys_KmE: torch.Tensor, block: _Block, window: int) -> torch.Tensor:
-    """Compute the probabilities (H, n, m) of one block."""
+@compiled
+def cap_backward(grad: torch.Tensor, scores: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
+    """Turn the gradient of scores that would not have been capped into that of those that were."""
+    return (grad.float() * (1 - (scores.float() * scale / softcap).tanh().square())).to(grad.dtype)
+
+
+def _scores(q_HTE: torch.Tensor, keys_KmE: torch.Tensor, block: _Block) -> torch.Tensor:
+    """Multiply the queries (H, n, E) of one block by its keys: (H, n, m)."""
     H, K, E = q_HTE.shape[0], keys_KmE.shape[0], q_HTE.shape[2]
     # The query heads that share a key head are stacked into one taller matrix: keys are never copied for them.
     q = q_HTE[:, block.queries].reshape(K, -1, E)
-    scores = torch.bmm(q, keys_KmE.transpose(1, 2)).view(H, block.num_queries, block.num_keys)
-    return causal_softmax(scores, block.first_query, window, E**-0.5)
+    return torch.bmm(q, keys_KmE.transpose(1, 2)).view(H, block.num_queries, block.num_keys)
 
 
-def attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents) -> torch.Tensor:
+def attend(
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents, scoring: Scoring
+) -> torch.Tensor:
     """Attend within documents; returns (T, H * E)."""
     T, H, E = q_THE.shape
     q_HTE, k_KTE, v_KTE = (x.transpose(0, 1).contiguous() for x in (q_THE, k_TKE, v_TKE))
     out_THE = q_THE.new_empty(T, H, E)
     for block in _blocks(documents):
-        probs = _probabilities(q_HTE, _gather(k_KTE, block.keys), block, documents.window)
+        scores = _scores(q_HTE, _gather(k_KTE, block.keys), block)
+        probs = causal_softmax(scores, block.first_query, documents.window, scoring.scaled_by(E), scoring.softcap)
         out = torch.bmm(probs.view(k_KTE.shape[0], -1, block.num_keys), _gather(v_KTE, block.keys))
         out_THE[block.queries] = out.view(H, block.num_queries, E).transpose(0, 1)
     return out_THE.view(T, H * E)
 
 
 def attend_backward(
-    grad: torch.Tensor, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
+    grad: torch.Tensor, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents, scoring: Scoring
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values, in their shapes."""
     (_, H, E), K = q_THE.shape, k_TKE.shape[1]
+    scale = scoring.scaled_by(E)
     q_HTE, k_KTE, v_KTE = (x.transpose(0, 1).contiguous() for x in (q_THE, k_TKE, v_TKE))
     grad_THE = grad.view(q_THE.shape)
     dq = torch.empty_like(q_HTE)
@@ -106,10 +121,14 @@ def attend_backward(
     for block in _blocks(documents):
         n, m = block.num_queries, block.num_keys
         keys_KmE, values_KmE = _gather(k_KTE, block.keys), _gather(v_KTE, block.keys)
-        probs = _probabilities(q_HTE, keys_KmE, block, documents.window)
+        scores = _scores(q_HTE, keys_KmE, block)
+        probs = causal_softmax(scores, block.first_query, documents.window, scale, scoring.softcap)
         g = grad_THE[block.queries].transpose(0, 1).reshape(K, -1, E)
         dprobs = torch.bmm(g, values_KmE.transpose(1, 2)).view(H, n, m)
-        dscores = softmax_backward(dprobs, probs, E**-0.5).view(K, -1, m)
+        dscores = softmax_backward(dprobs, probs, scale)
+        if scoring.softcap is not None:
+            dscores = cap_backward(dscores, scores, scale, scoring.softcap)
+        dscores = dscores.view(K, -1, m)
         dq[:, block.queries] = torch.bmm(dscores, keys_KmE).view(H, n, E)
         dv_KmE = torch.bmm(probs.view(K, -1, m).transpose(1, 2), g)
         dk_KmE = torch.bmm(dscores.transpose(1, 2), q_HTE[:, block.queries].reshape(K, -1, E))

@@ -21,17 +21,17 @@ WIDTH_STEP, MAX_HEAD_WIDTH = 32, 256
 """Widths of a head that the kernels' blocks have room for."""
 
 
-def can_attend(q_THE: torch.Tensor) -> bool:
-    """Tell whether the kernel takes these queries, and their keys and values, on this machine."""
+def can_attend(q_THE: torch.Tensor, softcap: float | None = None) -> bool:
+    """Tell whether the kernel takes these queries, and their keys and values, on this machine: never with a soft cap."""
     E = q_THE.shape[-1]
     is_fit = q_THE.dtype in KERNELS and q_THE.device.type == "cpu" and E % WIDTH_STEP == 0 and E <= MAX_HEAD_WIDTH
-    return is_fit and load_kernel(KERNELS[q_THE.dtype]) is not None
+    return softcap is None and is_fit and load_kernel(KERNELS[q_THE.dtype]) is not None
 
 
 def attend(
-    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents, scale: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend within documents.
+    """Attend within documents; scores are multiplied by `scale`, None for 1/sqrt(E).
 
     Returns: (T, H * E), and for the backward pass (H, T), each token's log2 of the sum of its weights.
     """
@@ -39,7 +39,7 @@ def attend(
     q_THE, k_TKE, v_TKE = (_with_heads_together(x) for x in (q_THE, k_TKE, v_TKE))
     out = q_THE.new_empty(T, H * E)
     lse_HT = q_THE.new_empty(H, T, dtype=torch.float32)
-    _call("lorakeet_attention_forward", q_THE, k_TKE, v_TKE, out, lse_HT, documents)
+    _call("lorakeet_attention_forward", q_THE, k_TKE, v_TKE, out, lse_HT, documents, scale)
     return out, lse_HT
 
 
@@ -51,6 +51,7 @@ def attend_backward(
     out: torch.Tensor,
     lse_HT: torch.Tensor,
     documents: Documents,
+    scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values, in their shapes."""
     q_THE, k_TKE, v_TKE = (_with_heads_together(x) for x in (q_THE, k_TKE, v_TKE))
@@ -58,7 +59,7 @@ def attend_backward(
     # Query heads that share a key head run side by side; what they give its gradient is summed afterwards.
     per_head = torch.empty(2, *q_THE.shape, dtype=torch.float32)
     results = grad.contiguous(), dq, dk, dv, per_head
-    _call("lorakeet_attention_backward", q_THE, k_TKE, v_TKE, out, lse_HT, documents, *results)
+    _call("lorakeet_attention_backward", q_THE, k_TKE, v_TKE, out, lse_HT, documents, scale, *results)
     return dq, dk, dv
 
 
@@ -76,6 +77,7 @@ def _call(
     out: torch.Tensor,
     lse_HT: torch.Tensor,
     documents: Documents,
+    scale: float | None,
     *results: torch.Tensor,
 ) -> None:
     (T, H, E), K, num_segments = q_THE.shape, k_TKE.shape[1], len(documents.cu_seqlens) - 1
@@ -85,7 +87,7 @@ def _call(
     kernel(
         *(pointer(x) for x in (q_THE, k_TKE, v_TKE, out, lse_HT)),
         *strides,
-        *(T, H, K, E, documents.window),
+        *(T, H, K, E, documents.window, ctypes.c_float(scale or 0.0)),
         *(pointer(cu_seqlens), pointer(parents), num_segments),
         *(pointer(x) for x in results),
     )

@@ -21,6 +21,20 @@ class Documents(NamedTuple):
     window: int
 
 
+class Scoring(NamedTuple):
+    """What becomes of the product of a query and a key; the fields are arguments of `attention`."""
+
+    scale: float | None = None
+    softcap: float | None = None
+
+    def scaled_by(self, head_width: int) -> float:
+        """Return what the product is multiplied by."""
+        return head_width**-0.5 if self.scale is None else self.scale
+
+
+USUAL = Scoring()
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of the stream, and the stretches before it in its document."""
