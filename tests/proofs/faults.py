@@ -11,7 +11,7 @@ from lorakeet.exports import peft_split
 from lorakeet.infer.engine import Engine
 from lorakeet.lora import adapter, disable, inject
 from lorakeet.lora.merging import MergeableLayer
-from lorakeet.models import decoder
+from lorakeet.models import decoder, rotary
 from lorakeet.ops import cross_entropy
 from lorakeet.ops.attention import blockwise, cached
 from lorakeet.proofs import compiled, two_processes
@@ -195,7 +195,7 @@ def saved_in_sixteen_bits(patch):
 def newest_key_not_seen(patch):
     """Let a new token see the cache as it was before its own key came."""
     true = cached._attend_one_each
-    patch.setattr(cached, "_attend_one_each", lambda q, k, v, column, window: true(q, k, v, column - 1, window))
+    patch.setattr(cached, "_attend_one_each", lambda q, k, v, column, *rest: true(q, k, v, column - 1, *rest))
 
 
 def positions_of_the_longest(patch):
@@ -211,8 +211,8 @@ def positions_of_the_longest(patch):
 
 def another_rotation(patch):
     """Rotate by slightly other frequencies, everywhere alike."""
-    true = decoder.rope_tables
-    patch.setattr(decoder, "rope_tables", lambda positions, frequencies, factor: true(positions, frequencies * 1.01, factor))
+    true = rotary.rope_tables
+    patch.setattr(rotary, "rope_tables", lambda positions, frequencies, factor: true(positions, frequencies * 1.01, factor))
 
 
 def another_rule_for_the_scale(patch):

@@ -1,11 +1,13 @@
 """The attention kernel that this machine uses computes what plain PyTorch does."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lorakeet.ops.attention import packed
 from lorakeet.ops.attention.reference import attention_reference
-from lorakeet.ops.attention.segments import NO_WINDOW
+from lorakeet.ops.attention.segments import NO_WINDOW, Scoring
 from lorakeet.proofs.passes import distance
 from lorakeet.proofs.proof import Measured, Proof, worst
 from lorakeet.proofs.subject import Subject
@@ -25,13 +27,14 @@ def kernel_is_plain(subject: Subject) -> Measured:
     qkv = _random_heads(subject)
     wide = [x.detach().cpu().double().requires_grad_() for x in qkv]
     borders = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
-    window = subject.model.config.sliding_window or NO_WINDOW
+    config = subject.model.config
+    window, scoring = config.sliding_window or NO_WINDOW, Scoring(config.attention_scale, config.attn_logit_softcapping)
+    reference = partial(attention_reference, scoring=scoring)
+    used = partial(packed.attention, scale=scoring.scale, softcap=scoring.softcap)
     for kind, tree in (("whole rows", None), ("shared beginnings", torch.tensor([-1, *TREE], dtype=torch.int32))):
-        truth = _run(attention_reference, wide, borders, window, tree)
-        plain = _run(attention_reference, qkv, borders, window, tree)
-        ours = _run(
-            packed.attention, qkv, borders.to(subject.device), window, None if tree is None else tree.to(subject.device)
-        )
+        truth = _run(reference, wide, borders, window, tree)
+        plain = _run(reference, qkv, borders, window, tree)
+        ours = _run(used, qkv, borders.to(subject.device), window, None if tree is None else tree.to(subject.device))
         parts = zip(("output", "queries", "keys", "values"), ours, plain, truth, strict=True)
         for part, mine, theirs, exact in parts:
             errors[f"{part}, {kind}"] = distance(mine, exact)

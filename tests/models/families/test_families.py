@@ -14,7 +14,7 @@ from lorakeet.data.conversation import Example
 from lorakeet.exports.merge import merged_tensors
 from lorakeet.infer.engine import generate
 from lorakeet.infer.mode import evaluating
-from lorakeet.lora.inject import inject, lora_layers
+from lorakeet.lora.inject import inject
 from lorakeet.models import weights
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.config_file import FAMILIES, config_from_json, config_to_json, load_config
@@ -134,8 +134,9 @@ def test_four_bits_compute_as_the_dequantised_weights(pair):
 def test_a_merged_model_computes_in_transformers_as_the_adapter_here(pair, tmp_path):
     model = inject(copy.deepcopy(pair.ours), LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(2)
-    for _, layer in lora_layers(model):
-        torch.nn.init.normal_(layer.lora_B, std=0.2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.2)
     state = merged_tensors(model, torch.float32, model.named_parameters())
     weights.save_weights(state, tmp_path, model.config, dtype=torch.float32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
