@@ -412,7 +412,7 @@ def verify(
         config = run.config
         if sources:
             config = config.model_copy(update={"data": config.data.model_copy(update={"train": sources, "eval": None})})
-    with opened(load_base(config), config, run.adapter_directory if run else None) as subject:
+    with opened(load_base(config), config, run.adapter_directory if run else None, quick=quick) as subject:
         results = prove(subject, quick=quick)
     found = Verification(subject.about, results, quick, time.perf_counter() - begin)
     if run is not None:

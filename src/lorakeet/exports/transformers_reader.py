@@ -47,11 +47,13 @@ class TransformersReader:
         """Generate greedily, all prompts side by side."""
         if not prompts:
             return []
-        longest = max(map(len, prompts))
+        longest, device = max(map(len, prompts)), self._model.device
         with torch.inference_mode():
             output = self._model.generate(
-                input_ids=torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]),
-                attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+                input_ids=torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device),
+                attention_mask=torch.tensor(
+                    [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+                ),
                 max_new_tokens=num_tokens,
                 do_sample=False,
                 pad_token_id=0,

@@ -2,8 +2,6 @@
 
 import importlib.util
 
-from torch import Tensor
-
 from lorakeet.lora.adapter import save_adapter
 from lorakeet.proofs.generated import difference
 from lorakeet.proofs.library import load_theirs, quiet, their_answers, their_pass
@@ -24,18 +22,15 @@ def ours_is_peft(subject: Subject) -> Measured | NotChecked:
         import peft
 
         theirs = peft.PeftModel.from_pretrained(load_theirs(subject), str(folder), is_trainable=True).eval()
-    parameters = _parameters(subject, theirs)
+    found = dict(theirs.named_parameters())
+    names = {name: f"base_model.model.{name}.default.weight" for name in trained(subject.model)}
+    if missing := [name for name, their_name in names.items() if their_name not in found]:
+        return NotChecked(f"Nothing to do: {len(missing)} parameters are called otherwise in PEFT, the first is {missing[0]}")
+    parameters = {name: found[their_name] for name, their_name in names.items()}
     errors = distances(their_pass(theirs, parameters, subject.examples), subject.alone)
-    found = their_answers(theirs, subject.prompts, ANSWER_TOKENS)
-    pairs = zip(found, subject.answers, strict=True)
+    pairs = zip(their_answers(theirs, subject.prompts, ANSWER_TOKENS), subject.answers, strict=True)
     errors["the answers"] = max(difference(one, other) for one, other in pairs)
     return worst(errors, {**subject.allowed, "the answers": subject.allowed_logprobs}, SHAKEN)
-
-
-def _parameters(subject: Subject, theirs: object) -> dict[str, Tensor]:
-    """Return PEFT's parameters by our names."""
-    found = dict(theirs.named_parameters())  # type: ignore[attr-defined]
-    return {name: found[f"base_model.model.{name}.default.weight"] for name in trained(subject.model)}
 
 
 PROOF = Proof(

@@ -8,7 +8,7 @@ from torch import nn
 from lorakeet.lora.disable import disabled_adapters
 from lorakeet.proofs.generated import answer_rounding, difference, said
 from lorakeet.proofs.library import load_theirs, their_answers, their_pass
-from lorakeet.proofs.passes import SHAKEN, allowed, distances, loss_and_grads, shaken
+from lorakeet.proofs.passes import SHAKEN, distances, loss_and_grads, rounding_of
 from lorakeet.proofs.proof import Measured, NotChecked, Proof, worst
 from lorakeet.proofs.subject import ANSWER_TOKENS, Subject
 
@@ -22,8 +22,7 @@ def ours_is_transformers(subject: Subject) -> Measured | NotChecked:
     batches = [subject.batch([example]) for example in subject.examples]
     with disabled_adapters(model), _training_only(model, norms):
         mine = loss_and_grads(model, batches)
-        with shaken(model):
-            tolerances = allowed(distances(loss_and_grads(model, batches), mine), subject.dtype)
+        tolerances = rounding_of(model, batches, mine)
         answers = [said(model, [prompt], ANSWER_TOKENS)[0] for prompt in subject.prompts]
         tolerances["the answers"] = answer_rounding(model, subject.prompts, answers)
     errors = distances(their_pass(theirs, {name: theirs.get_parameter(name) for name in norms}, subject.examples), mine)

@@ -38,7 +38,7 @@ def kernel_is_plain(subject: Subject) -> Measured:
         parts = zip(("output", "queries", "keys", "values"), ours, plain, truth, strict=True)
         for part, mine, theirs, exact in parts:
             errors[f"{part}, {kind}"] = distance(mine, exact)
-            tolerances[f"{part}, {kind}"] = max(TIMES * distance(theirs, exact), torch.finfo(subject.dtype).eps)
+            tolerances[f"{part}, {kind}"] = TIMES * max(distance(theirs, exact), torch.finfo(subject.dtype).eps)
     return worst(errors, tolerances, f"{TIMES} × the error of plain PyTorch, both against float64")
 
 

@@ -1,10 +1,12 @@
 """A weight in four bits computes what its dequantised weight does."""
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 
 from lorakeet.proofs.passes import distance, largest_difference
-from lorakeet.proofs.proof import Measured, Proof, worst
+from lorakeet.proofs.proof import Measured, NotChecked, Proof, worst
 from lorakeet.proofs.subject import Subject
 from lorakeet.quant import nf4
 from lorakeet.quant.layers import Linear4bit
@@ -15,8 +17,10 @@ TIMES = 4
 """How many times the rounding of a plain product ours may have: its sums run in another order."""
 
 
-def four_bits_are_dequantized(subject: Subject) -> Measured:
+def four_bits_are_dequantized(subject: Subject) -> Measured | NotChecked:
     """Hold a four-bit layer of the first decoder layer against a look-up in a table and a plain product."""
+    if subject.device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is None:
+        return NotChecked("Install it: pip install bitsandbytes")
     layer = _quantized(subject)
     shape = layer.out_features, layer.in_features
     weight = nf4.dequantize_reference(

@@ -7,12 +7,13 @@ layer moved by one unit in its last place: what that changes, another order of s
 S supervised tokens, N positions, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakeet.config import LoraConfig
@@ -20,11 +21,11 @@ from lorakeet.data.conversation import Example
 from lorakeet.data.pack import PackedBatch, pack
 from lorakeet.lora.inject import inject, lora_layers
 from lorakeet.models.decoder import CausalLM
-from lorakeet.objectives.sft import packed_loss
+from lorakeet.objectives.sft import packed_loss, sum_by_example
 
 ROUNDINGS = 8
 """How many times further than one rounding of every layer a sound result may be: a layer rounds several times."""
-SHAKEN = f"{ROUNDINGS} × a pass with every layer rounded once more"
+SHAKEN = f"{ROUNDINGS} × a plain pass with every layer rounded once more"
 _UPDATE = 0.02
 """Standard deviation of B in adapters that no run has trained: large enough that a lost one is seen."""
 
@@ -44,16 +45,33 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def loss_and_grads(model: CausalLM, batches: Sequence[PackedBatch]) -> Pass:
-    """Add up losses and gradients over batches, by the loss that training minimises."""
+def loss_and_grads(model: CausalLM, batches: Sequence[PackedBatch], *, exact: bool = False) -> Pass:
+    """Add up losses and gradients over batches, by the loss of training, or by a plain one in float64 if `exact`."""
     parameters, losses = trained(model), list[Tensor]()
     grads = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for batch in batches:
-        total = packed_loss(model, batch, on_losses=losses.append)
+        total = (exact_loss if exact else packed_loss)(model, batch, on_losses=losses.append)
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, found, strict=True):
             grads[name] += 0 if grad is None else grad
     return Pass(torch.cat(losses).detach(), grads)
+
+
+def exact_loss(model: CausalLM, batch: PackedBatch, *, on_losses: Callable[[Tensor], None]) -> Tensor:
+    """Compute what `packed_loss` does, over all logits at once and in float64: sums over a vocabulary round, too."""
+    hidden_SD = model(
+        batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, rows_S=batch.supervised_S, parents=batch.parents
+    )
+    losses_S = F.cross_entropy(model.logits(hidden_SD).double(), batch.targets_S, reduction="none")
+    on_losses(sum_by_example(batch, losses_S.detach()))
+    return losses_S.sum()
+
+
+def rounding_of(model: CausalLM, batches: Sequence[PackedBatch], truth: Pass) -> dict[str, float]:
+    """Return how far from `truth` sound losses and gradients of the same batches may be."""
+    with shaken(model):
+        moved = loss_and_grads(model, batches, exact=True)
+    return allowed(distances(moved, truth), model.lm_head.weight.dtype)
 
 
 def distances(one: Pass, other: Pass) -> dict[str, float]:

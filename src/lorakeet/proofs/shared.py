@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lorakeet.data.pack import PackedBatch
 from lorakeet.objectives.sft import pack_for
-from lorakeet.proofs.passes import SHAKEN, allowed, distances, loss_and_grads, shaken
+from lorakeet.proofs.passes import SHAKEN, distances, loss_and_grads, rounding_of
 from lorakeet.proofs.proof import Measured, NotChecked, Proof, worst
 from lorakeet.proofs.subject import Subject
 
@@ -21,9 +21,8 @@ def shared_is_separate(subject: Subject) -> Measured | NotChecked:
         return NotChecked("Nothing to do: this machine computes every row whole")
     apart: list[PackedBatch] = [subject.batch([row]) for row in rows]
     truth = loss_and_grads(model, apart)
-    with shaken(model):
-        rounding = distances(loss_and_grads(model, apart), truth)
-    return worst(distances(loss_and_grads(model, [together]), truth), allowed(rounding, subject.dtype), SHAKEN)
+    tolerances = rounding_of(model, apart, truth)
+    return worst(distances(loss_and_grads(model, [together]), truth), tolerances, SHAKEN)
 
 
 PROOF = Proof(

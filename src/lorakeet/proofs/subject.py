@@ -26,16 +26,17 @@ from lorakeet.proofs.passes import (
     Pass,
     allowed,
     answer_logits,
-    distances,
     draw_adapter,
     largest_difference,
     loss_and_grads,
+    rounding_of,
     shaken,
 )
 from lorakeet.quant.layers import QuantizedLinear, num_weights
 
 MOST_WEIGHTS = 200_000_000
 FEW_LAYERS = 2
+"""Layers of a large model that are proven, and of any model if it is to be quick."""
 NUM_ROWS = 4
 MOST_TOKENS = 192
 """Tokens of a row; longer ones are cut, so that a pass stays short."""
@@ -110,9 +111,7 @@ class Subject:
     @cached_property
     def allowed(self) -> dict[str, float]:
         """How far from `alone` a sound pass may be."""
-        with shaken(self.model):
-            moved = loss_and_grads(self.model, [self.batch([example]) for example in self.examples])
-        return allowed(distances(moved, self.alone), self.dtype)
+        return rounding_of(self.model, [self.batch([example]) for example in self.examples], self.alone)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -157,8 +156,10 @@ class Subject:
 
 
 @contextmanager
-def opened(chat_model: ChatModel, config: RunConfig, adapter: Path | None) -> Iterator[Subject]:
+def opened(chat_model: ChatModel, config: RunConfig, adapter: Path | None, *, quick: bool = False) -> Iterator[Subject]:
     """Make a freshly loaded model the subject of proofs; without an `adapter` it gets one that is drawn by chance.
+
+    If it is to be `quick`, the first layers are all that is proven.
 
     Raises: DataError if a row cannot be trained on; AdapterError if the adapter does not belong to the model.
     """
@@ -167,7 +168,8 @@ def opened(chat_model: ChatModel, config: RunConfig, adapter: Path | None) -> It
     data = prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, progress.encoding)
     examples = choose_examples(data.train.examples)
     layers = model.model.layers
-    few = layers[:FEW_LAYERS] if num_weights(model) > MOST_WEIGHTS else layers
+    num_layers = len(layers)
+    few = layers[:FEW_LAYERS] if quick or num_weights(model) > MOST_WEIGHTS else layers
     model.model.layers = few
     base_logits = answer_logits(model, examples)
     if adapter is None:
@@ -176,8 +178,10 @@ def opened(chat_model: ChatModel, config: RunConfig, adapter: Path | None) -> It
         model.model.layers = layers
         chat_model.with_adapter(adapter)
         model.model.layers = few
+    model.config = replace(model.config, num_hidden_layers=len(few))
+    del layers, few  # those that are not proven take no memory any more
     with tempfile.TemporaryDirectory(prefix="lorakeet-verify-") as folder:
-        yield Subject(chat_model, config, rows, data, examples, base_logits, len(layers), Path(folder))
+        yield Subject(chat_model, config, rows, data, examples, base_logits, num_layers, Path(folder))
 
 
 def choose_examples(examples: Sequence[Example]) -> list[Example]:
