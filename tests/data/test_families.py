@@ -20,6 +20,7 @@ from lorakeet.data.encode import EncodeOptions, encode
 from lorakeet.data.encode_all import encode_rows
 from lorakeet.data.templates.habits import template_notes
 from lorakeet.data.templates.jinja_process import on_day
+from lorakeet.data.templates.known import LAYOUTS
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ConfigError, DataError
@@ -54,11 +55,13 @@ FAMILIES = {
     "mistral-v0.3": ("spm-first", MISTRAL, "<s>", "</s>"),
     "mistral-nemo": ("qwen", ["<s>", "</s>", *MISTRAL], "<s>", "</s>"),
     "mistral-small-3": ("qwen", ["<s>", "</s>", *MISTRAL, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], "<s>", "</s>"),
+    "qwen2": ("qwen", CHATML, None, "<|im_end|>"),
     "qwen2.5": ("qwen", QWEN, None, "<|im_end|>"),
     "qwen3": ("qwen", QWEN3, None, "<|im_end|>"),
     "qwen3-2507": ("qwen", QWEN3, None, "<|im_end|>"),
     "gemma2": ("gemma", GEMMA, "<bos>", "<eos>"),
     "gemma3": ("gemma", GEMMA, "<bos>", "<end_of_turn>"),
+    "smollm2": ("llama3", CHATML, "<|im_start|>", "<|im_end|>"),
     "smollm3": ("llama3", [*CHATML, "<think>", "</think>"], None, "<|im_end|>"),
 }
 STOPS = {name: family[3] for name, family in FAMILIES.items()} | {"llama3": "<|eot_id|>", "gemma2": "<end_of_turn>"}
@@ -152,6 +155,15 @@ def _trained(kind: str) -> dict:
     return spec
 
 
+def template_text(name: str) -> str:
+    """Read a template; Qwen2's is SmolLM2's with another system prompt."""
+    smollm2 = (TEMPLATES / "smollm2.jinja").read_text()
+    if name in ("smollm2", "qwen2"):
+        system = LAYOUTS["smollm2"].default_system
+        return smollm2 if name == "smollm2" else smollm2.replace(system, "You are a helpful assistant.")
+    return (TEMPLATES / "models" / f"{name}.jinja").read_text()
+
+
 @cache
 def family(name: str) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
     """Return a family's small tokenizer, ours and transformers'."""
@@ -162,7 +174,7 @@ def family(name: str) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
     backend = Backend.from_str(json.dumps(_trained(kind)))
     named = [token for token in dict.fromkeys([bos, eos, *control]) if token]
     backend.add_tokens([AddedToken(token, special=token not in QWEN3[3:], normalized=False) for token in named])
-    text = (TEMPLATES / "models" / f"{name}.jinja").read_text()
+    text = template_text(name)
     unk = None if kind in ("llama3", "qwen") else "<unk>"
     ours = Tokenizer(json.loads(backend.to_str()), chat_template=text, bos_token=bos, eos_token=eos, unk_token=unk)
     theirs = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token=unk)
@@ -246,6 +258,8 @@ NOTES = {
     "mistral-v0.3": ["user turn", "strips", "its own example"],
     "mistral-nemo": ["user turn", "its own example"],
     "mistral-small-3": ["system turn of its own", "writes the date"],
+    "qwen2": ["system turn of its own"],
+    "smollm2": ["system turn of its own"],
     "qwen2.5": ["system turn of its own"],
     "qwen3": ["out of earlier answers", "empty <think>", "its own example"],
     "qwen3-2507": [],
