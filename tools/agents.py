@@ -11,7 +11,8 @@ from tools.reference import commands, purpose
 
 ROOT = Path(__file__).parents[1]
 SUMMARY = (
-    "Lorakeet fine-tunes Phi-3-family chat models with LoRA and QLoRA on a person's own conversations, on CPUs and GPUs, and "
+    "Lorakeet fine-tunes Phi, Llama, Mistral, Qwen, Gemma and SmolLM chat models with LoRA and QLoRA on a person's own "
+    "conversations, on CPUs and GPUs, and "
     "gives any PyTorch module loralib-compatible LoRA layers. Every row is proven before training."
 )
 HOW = """## How to use it

@@ -47,7 +47,7 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="lorakeet",
     cls=Group,
-    help="Fine-tune Phi-3-family chat models with LoRA, and know that it is right.",
+    help="Fine-tune chat models with LoRA, and know that it is right.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def whole(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    """Fine-tune Phi-3-family chat models with LoRA, and know that it is right."""
+    """Fine-tune chat models with LoRA, and know that it is right."""
     if version:
         print(f"lorakeet {__version__}")
         raise typer.Exit
