@@ -292,6 +292,7 @@ def serve(
     access: "Access | None" = None,
     limits: "Limits | None" = None,
     load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> None:
     """Answer OpenAI's clients until a signal stops it: runs over one base, or a model; the newest run if nothing is named.
 
@@ -307,7 +308,7 @@ def serve(
     access = access or Access()
     check_access(host, access)
     with bound_socket(host, port) as taken:  # a port that is taken is found before the model is loaded
-        served = Served.of(load_one_base(runs, load_in_4bit=load_in_4bit))
+        served = Served.of(load_one_base(runs, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit))
         example = [*served.adapters, served.name][0]
         run_app(create_app(served, access=access, limits=limits), taken, example)
 

@@ -104,6 +104,21 @@ def test_quantised_weights_are_those_that_dequantising_gives(build, how):
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_in_eight_bits_leaves_the_likeliest_tokens_exact(build, monkeypatch, dtype):
+    monkeypatch.setattr("lorakeet.infer.native_step.CANDIDATES", 8)
+    model = quantized(build(dtype, **WIDE), load_in_8bit=True)
+    native, _, _ = both_logits(model)
+    with monkeypatch.context() as patched:
+        patched.setattr("lorakeet.infer.native_step._can_round_head", lambda model: False)
+        exact, _, _ = both_logits(model)
+    likeliest = exact.topk(8).indices
+    torch.testing.assert_close(native.gather(1, likeliest), exact.gather(1, likeliest), rtol=0, atol=1e-5 * exact.abs().max())
+    torch.testing.assert_close(native, exact, rtol=0, atol=0.02 * exact.abs().max())
+    assert not torch.equal(native, exact)
+
+
+@needs_kernel
 def test_bf16_is_no_further_from_float32_than_the_decoder(build):
     model = build(torch.bfloat16)
     native, plain, _ = both_logits(model)

@@ -20,6 +20,7 @@ def command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 4096,
     max_open: Annotated[int, typer.Option(min=1, help="Maximum number of requests at once, waiting ones included.")] = 256,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Load the base model in 4-bit.")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Load the base model in 8-bit.")] = False,
 ) -> None:
     """Serve runs over one base, or any other model, with an OpenAI-compatible API.
 
@@ -31,4 +32,5 @@ def command(
     hosts = (*LOOPBACK, *(allowed_host or ())) if host in LOOPBACK or allowed_host else ()
     access = Access(api_key or None, hosts, tuple(allowed_origin or ()), tuple(adapters or ()))
     limits = Limits(max_tokens=max_tokens, max_open=max_open)
-    api.serve(runs or (), host=host, port=port, access=access, limits=limits, load_in_4bit=load_in_4bit)
+    bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+    api.serve(runs or (), host=host, port=port, access=access, limits=limits, **bits)

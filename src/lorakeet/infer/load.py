@@ -39,12 +39,20 @@ class OneBase:
     adapters: dict[str, NamedAdapter]
 
 
-def load_one_base(names: Sequence[str | Path] = (), *, load_in_4bit: bool = False, may_lie_in_model: bool = False) -> OneBase:
+def load_one_base(
+    names: Sequence[str | Path] = (),
+    *,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    may_lie_in_model: bool = False,
+) -> OneBase:
     """Load runs over one base, or a model; the newest finished run if nothing is named.
 
     Args:
+        load_in_4bit: hold the base in 4 bits, whatever it was trained over; `load_in_8bit` likewise, not both.
         may_lie_in_model: put the adapter of a single run into the model if it cannot be kept apart, since it trains more
             than pairs of matrices.
+
     Raises: ServerError E-SRV-286 if the runs differ in their base, 284 if two have one name; errors of what is loaded.
     """
     models = [str(name) for name in names if not (Path(name) / CONFIG).is_file()]
@@ -55,11 +63,12 @@ def load_one_base(names: Sequence[str | Path] = (), *, load_in_4bit: bool = Fals
     _require_one_base(models, configs)
     name, first = (models or [configs[0].model])[0], configs[0] if configs else None
     quantization = first.quantization_config if first else chat_model.FULL_PRECISION
+    asked = QuantizationConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
     loaded = chat_model.load(
         name,
         bf16=first.bf16 if first else None,
         template=first.data.template if first else None,
-        quantization=QuantizationConfig(load_in_4bit=True) if load_in_4bit else quantization,
+        quantization=asked if asked.is_on else quantization,
         system=first.data.system if first else None,
     )
     base = OneBase(name, loaded, fingerprint(loaded.directory), {})

@@ -26,11 +26,13 @@ from lorakeet.models.decoder import Attention, CausalLM, DecoderLayer, GatedMLP,
 from lorakeet.models.kv_cache import KVCache
 from lorakeet.models.rotary import layer_tables
 from lorakeet.quant import nf4
-from lorakeet.quant.layers import Linear4bit, Linear8bit
+from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 SOURCE = Path(__file__).with_name("step.cpp")
 MOST_ROWS = 16
 """With more rows a step is bound by arithmetic, and PyTorch's products are faster."""
+CANDIDATES = 64
+"""Tokens whose logits are exact where the head was rounded to 8 bits."""
 _NAMES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 _PARTS = {
     "": DecoderLayer,
@@ -114,6 +116,12 @@ def _is_known(layer: Any) -> bool:
     return is_fit and not is_odd and layer.bias is None and layer.in_features % multiple == 0
 
 
+def _can_round_head(model: CausalLM) -> bool:
+    """Tell whether the output head may be read in 8 bits: over quantised layers, where it is most of the bytes of a step."""
+    is_quantized = all(isinstance(layer, QuantizedLinear) for path, layer in _linear_layers(model) if path != "lm_head")
+    return is_quantized and type(model.lm_head) is nn.Linear and model.lm_head.in_features % _PART == 0
+
+
 def _linear_layers(model: CausalLM) -> Iterator[tuple[str, Any]]:
     """Return the matrices of a model in the order of the kernel's pairs."""
     for number, layer in enumerate(model.model.layers):
@@ -138,6 +146,7 @@ class NativeStep:
         self._stores: Tensor | None = None
         config = model.config
         layers: Any = model.model.layers
+        self._is_head_rounded = _can_round_head(model)
         matrices = iter([self._matrix(layer) for _, layer in _linear_layers(model)])
         self._layers = (_Layer * len(layers))()
         for described, layer in zip(self._layers, layers, strict=True):
@@ -189,7 +198,15 @@ class NativeStep:
             (ctypes.c_void_p * len(ids))(*(table.address for table in tables)),
             pointer(logits_BV),
         )
+        if self._is_head_rounded:
+            self._settle(logits_BV, x_BD)
         return logits_BV
+
+    def _settle(self, logits_BV: Tensor, hidden_BD: Tensor) -> None:
+        """Compute the largest logits again, by the head as it is: so the likeliest tokens are those of the model."""
+        candidates_BC = logits_BV.topk(min(CANDIDATES, logits_BV.shape[1])).indices
+        rows_BCD = self._model.lm_head.weight[candidates_BC].float()
+        logits_BV.scatter_(1, candidates_BC, torch.bmm(rows_BCD, hidden_BD[:, :, None])[..., 0])
 
     def _follow(self, cache: KVCache) -> Tensor:
         """Note where the keys and values lie, which changes as the cache grows; return the first layer's keys."""
@@ -220,6 +237,9 @@ class NativeStep:
                 matrix.nested_absmax, matrix.offset = layer.nested_absmax.data_ptr(), layer.nested_offset.data_ptr()
         elif isinstance(layer, Linear8bit):
             matrix.kind, matrix.absmax = _EIGHT_BITS, layer.SCB.data_ptr()
+        elif layer is self._model.lm_head and self._is_head_rounded:
+            weight, absmax_O = self._rounded(weight)
+            matrix.kind, matrix.absmax = _EIGHT_BITS, absmax_O.data_ptr()
         else:
             weight = self._halved(weight) if weight.dtype == torch.float32 else weight
             matrix.kind = _BF16 if weight.dtype == torch.bfloat16 else _FLOATS
@@ -238,6 +258,15 @@ class NativeStep:
         half = torch.empty(weight.shape, dtype=torch.bfloat16)
         is_exact = self._library.lorakeet_halve(pointer(weight), pointer(half), ctypes.c_int64(weight.numel()))
         return half if is_exact else weight
+
+    def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a weight in eight bits, and the largest absolute value of each row."""
+        (out_features, width), is_bf16 = weight.shape, weight.dtype == torch.bfloat16
+        numbers, absmax_O = torch.empty(weight.shape, dtype=torch.int8), torch.empty(out_features)
+        places = pointer(weight), int(is_bf16), pointer(numbers), pointer(absmax_O)
+        self._library.lorakeet_to_eight_bits(*places, out_features, ctypes.c_int64(width))
+        self._alive.append(absmax_O)
+        return numbers, absmax_O
 
     def _table(self, adapter: Adapter | None) -> "_PairTable":
         if adapter is None:

@@ -217,27 +217,39 @@ void whole_products(const Weights &weights, const Input &in, int first, int begi
     }
 }
 
+// Two outputs at a time for up to four rows: then what is read for a product is less than what is multiplied, and the
+// rows stay in the nearest cache.
 template <int T, class Number>
 void float_products(const Number *weights, const Input &in, int first, int begin, int end, float (*out)[TASK]) {
-    constexpr int SUMS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums of one row: an addition waits for the one before it
-    const int64_t width = in.width;
-    const float *x = in.x + first * width;
-    for (int o = begin; o < end; o++) {
-        V sums[T][SUMS] = {};
-        const Number *row = weights + o * width;
-        int64_t i = 0;
-        for (; i + SUMS * LANES <= width; i += SUMS * LANES)
+    if constexpr (T > 4) {
+        float_products<4>(weights, in, first, begin, end, out);
+        float_products<T - 4>(weights, in, first + 4, begin, end, out + 4);
+    } else {
+        constexpr int SUMS = T == 1 ? 4 : T == 2 ? 2 : 1;  // of a row: an addition waits for the one before it
+        const int64_t width = in.width;
+        const float *x = in.x + first * width;
+        for (int o = begin; o < end; o += 2) {
+            const int outputs[2] = {o, std::min(o + 1, end - 1)};
+            V sums[2][T][SUMS] = {};
+            const auto add = [&](int64_t i, int s) {
+                const V w[2] = {load(weights + outputs[0] * width + i), load(weights + outputs[1] * width + i)};
 #pragma GCC unroll 4
-            for (int s = 0; s < SUMS; s++) {
-                const V w = load(row + i + s * LANES);
-#pragma GCC unroll 8
-                for (int t = 0; t < T; t++) sums[t][s] += w * at(x + t * width + i + s * LANES);
-            }
-        for (; i < width; i += LANES)
-            for (int t = 0; t < T; t++) sums[t][0] += load(row + i) * at(x + t * width + i);
-        for (int t = 0; t < T; t++) {
-            for (int s = 1; s < SUMS; s++) sums[t][0] += sums[t][s];
-            out[t][o - begin] = sum_of(sums[t][0]);
+                for (int t = 0; t < T; t++) {
+                    const V value = at(x + t * width + i);
+                    sums[0][t][s] += w[0] * value;
+                    sums[1][t][s] += w[1] * value;
+                }
+            };
+            int64_t i = 0;
+            for (; i + SUMS * LANES <= width; i += SUMS * LANES)
+#pragma GCC unroll 4
+                for (int s = 0; s < SUMS; s++) add(i + s * LANES, s);
+            for (; i < width; i += LANES) add(i, 0);
+            for (int n = 0; n < 2; n++)
+                for (int t = 0; t < T; t++) {
+                    for (int s = 1; s < SUMS; s++) sums[n][t][0] += sums[n][t][s];
+                    out[t][outputs[n] - begin] = sum_of(sums[n][t][0]);
+                }
         }
     }
 }
@@ -287,7 +299,7 @@ struct Phase {
 struct Step {
     const Model &model;
     const int T;
-    float *const x;                       // (T, D), on the way through the layers
+    float *const x;                       // (T, D), on the way through the layers; in the end normed
     const float *const cos, *const sin;   // (T, rotary_pairs)
     const int64_t *const positions;       // (T,): where the new token of each row goes
     const int64_t row_stride, columns;    // of the keys and values
@@ -496,6 +508,7 @@ struct Worker {
         const int last = model.num_layers * MATRICES;
         take_normed(model.head, last, model.norm);
         multiply(model.head, last, [&](int t, int o, float value) { step.logits[(int64_t)t * model.head.O + o] = value; });
+        each(1, [&](int) { std::copy(step.normed.begin(), step.normed.end(), step.x); });
     }
 };
 
@@ -525,6 +538,21 @@ int lorakeet_halve(const uint32_t *floats, uint16_t *out, int64_t n) {
         lost |= floats[i] & 0xFFFF;
     }
     return lost == 0;
+}
+
+// Rounds rows of floats or bf16 numbers to whole numbers from -127 to 127 times `absmax / 127`.
+void lorakeet_to_eight_bits(const void *numbers, int is_bf16, int8_t *out, float *absmax, int O, int64_t I) {
+#pragma omp parallel for
+    for (int o = 0; o < O; o++) {
+        const auto number = [&](int64_t i) {
+            return is_bf16 ? one((const uint16_t *)numbers + o * I + i) : one((const float *)numbers + o * I + i);
+        };
+        float most = 0;
+        for (int64_t i = 0; i < I; i++) most = std::max(most, std::abs(number(i)));
+        const float factor = most > 0 ? 127 / most : 0;
+        for (int64_t i = 0; i < I; i++) out[o * I + i] = (int8_t)std::nearbyint(number(i) * factor);
+        absmax[o] = most;
+    }
 }
 }
 #endif
