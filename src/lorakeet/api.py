@@ -271,6 +271,8 @@ def chat(
     system: str | None = None,
     max_new_tokens: int = 512,
     sampling: Sampling = GREEDY,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> ChatSession:
     """Load a run, several over one base, or a model, and start a conversation; the newest run if nothing is named.
 
@@ -278,7 +280,7 @@ def chat(
     first run, if it has one.
     """
     names = [runs] if isinstance(runs, (str, Path)) else runs or ()
-    base = load_one_base(names, may_lie_in_model=True)
+    base = load_one_base(names, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, may_lie_in_model=True)
     opening = base.chat_model.system if system is None else system
     adapters, prefix_bytes = base.adapters, usual_bytes()
     return ChatSession(base.chat_model, opening, max_new_tokens, sampling, adapters=adapters, prefix_bytes=prefix_bytes)

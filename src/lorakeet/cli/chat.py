@@ -25,6 +25,8 @@ def command(
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens up to this total probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from this many most likely tokens; 0 for all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Load the base model in 4-bit.")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Load the base model in 8-bit.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown/--plain", help="Show answers as Markdown in a terminal.")] = True,
     history: Annotated[bool, typer.Option("--history/--no-history", help="Remember questions for the next chat.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
@@ -43,7 +45,8 @@ def command(
         raise ConfigError("E-CFG-131", "--json needs a question", fix='Add --prompt "..."')
     named: list[str] = runs or [str(api.open_run(finished=True).directory)]
     with progress.shown():
-        session = api.chat(named, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+        bits = {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        session = api.chat(named, system=system, max_new_tokens=max_new_tokens, sampling=sampling, **bits)
     if prompt is None:
         _note(f"Talking to {named[0]}. /help lists the commands, /exit leaves.")
         run_chat(session, _reader(session, remembers=history), _shows(markdown), _note)

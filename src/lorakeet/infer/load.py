@@ -40,11 +40,7 @@ class OneBase:
 
 
 def load_one_base(
-    names: Sequence[str | Path] = (),
-    *,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
-    may_lie_in_model: bool = False,
+    names: Sequence[str | Path] = (), *, load_in_4bit: bool = False, load_in_8bit: bool = False, may_lie_in_model: bool = False
 ) -> OneBase:
     """Load runs over one base, or a model; the newest finished run if nothing is named.
 
