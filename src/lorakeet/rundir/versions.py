@@ -49,7 +49,7 @@ def kernels(model: CausalLM) -> dict[str, str]:
     return {
         "dtype": str(weight.dtype).removeprefix("torch."),
         "layers": "compiled" if can_compile() else "not compiled",
-        "attention": backend(q_THE),
+        "attention": backend(q_THE, model.config.attn_logit_softcapping),
     }
 
 

@@ -50,11 +50,11 @@ def attention(
     return attention_op(q_THE, k_TKE, v_TKE, cu_seqlens, parents, window, scale, softcap)[0]
 
 
-def backend(q_THE: torch.Tensor) -> str:
+def backend(q_THE: torch.Tensor, softcap: float | None) -> str:
     """Name the code that attends with such queries here, of documents that share nothing."""
-    if cuda.can_attend(q_THE, None):
+    if cuda.can_attend(q_THE, None, softcap):
         return cuda.name()
-    return "native kernel" if native.can_attend(q_THE) else "blocks of PyTorch products"
+    return "native kernel" if native.can_attend(q_THE, softcap) else "blocks of PyTorch products"
 
 
 # An operator of its own, so that a compiled layer is one graph around it.
