@@ -122,6 +122,9 @@ def run(part: Part, seconds: float) -> Outcome:
         os.killpg(child.pid, signal.SIGKILL)
         out, err = child.communicate()
         return Outcome(part.name, "too slow", seconds, said=(err or out)[-600:])
+    except KeyboardInterrupt:  # a session of its own hears nothing of Ctrl-C
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
     figures: dict[str, Any] = {}
     try:
         figures = part.read(out)
