@@ -197,7 +197,7 @@ def test_pickle_is_refused_and_never_run(saved: Path, toy: Build, tmp_path: Path
         ({"use_dora": True}, "E-ADPT-66", "6 keys missing"),
         ({"lora_bias": True}, "E-ADPT-103", "lora_bias"),
         ({"alora_invocation_tokens": [1]}, "E-ADPT-103", "alora_invocation_tokens"),
-        ({"trainable_token_indices": [1]}, "E-ADPT-103", "trainable_token_indices"),
+        ({"trainable_token_indices": [1]}, "E-ADPT-66", "1 keys missing"),
         ({"brand_new_option": 3}, "E-ADPT-103", "unknown"),
         ({"init_lora_weights": "pissa"}, "E-ADPT-103", "pissa"),
         ({"rank_pattern": {"(.+)+#": 2}}, "E-ADPT-103", "regular expression"),

@@ -77,3 +77,20 @@ def test_what_the_adapter_decides_cannot_be_asked_for_otherwise(tiny_model_direc
                 adapter=elsewhere,
             )
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_update_resumes_to_the_bit(tiny_model_directory, rows, tmp_path):
+    kinds = {"use_dora": True, "lora_dropout": 0.1, "trainable_token_indices": [5, 6], "modules_to_save": ["lm_head"]}
+
+    def train(**more):
+        training = settings(tmp_path / "run")
+        run = api.train(str(tiny_model_directory), str(rows), training_config=training, peft_config=kinds, **more)
+        return load_file(run.adapter_directory / "adapter_model.safetensors")
+
+    straight = train()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
+    resumed = train(resume=True)
+    assert {"lora_magnitude_vector", "trainable_tokens_delta"} <= {name.rpartition(".")[2] for name in straight}
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)

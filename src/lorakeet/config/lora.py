@@ -47,6 +47,10 @@ class LoraConfig(StrictModel):
     """Which biases train along."""
     modules_to_save: list[str] | None = None
     """Modules trained in full and saved with the adapter."""
+    ensure_weight_tying: bool = False
+    """Train a module of modules_to_save as one with the module that its weight is tied to, as embedding and head are."""
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    """Ids of tokens whose embedding trains in full, alone: a list, or {name of the embedding: list}."""
     use_rslora: bool = False
     """Divide lora_alpha by sqrt(r) instead of r."""
     use_dora: bool = False

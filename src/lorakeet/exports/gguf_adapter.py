@@ -69,6 +69,7 @@ def check_holdable(source: Source, model: CausalLM) -> None:
     lost = [f"the saved module {name}" for name in config.modules_to_save or ()]
     lost += [f"trained biases ({config.bias})"] if config.bias != "none" else []
     lost += ["trained lengths (DoRA)"] if config.use_dora else []
+    lost += ["trained tokens (trainable_token_indices)"] if config.trainable_token_indices else []
     lost += [f"the update of {path}" for path, layer in lora_layers(model) if not isinstance(layer, LinearLoRA)]
     if model.config.tie_word_embeddings:
         lost += [f"the update of {path}" for path, _ in lora_layers(model) if path == "lm_head"]

@@ -16,6 +16,7 @@ from lorakeet.exports.artefact import Source
 from lorakeet.exports.chat_template import copy_tokenizer_of
 from lorakeet.files.durable import require_space, write_file
 from lorakeet.lora.inject import lora_layers
+from lorakeet.lora.tokens import TrainedTokens
 from lorakeet.models import weights
 from lorakeet.models.config_file import read_json
 from lorakeet.models.decoder import CausalLM
@@ -65,6 +66,8 @@ def merged_tensors(
             if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(merged)):
                 raise AdapterError("E-ADPT-109", f"merging makes {name} infinite or NaN in {dtype}", fix="Merge in float32")
             yield name, merged
+        elif leaf == "weight" and isinstance(module := model.get_submodule(path), TrainedTokens):
+            yield name, module.merged_weight(dtype)
         else:
             yield name, parameter.detach().to(dtype)
 

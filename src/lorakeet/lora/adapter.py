@@ -81,6 +81,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], *, base_ha
     try:
         _check_scaling(model, config, folder)
         _check_same(_adapter_tensors(model, config), found, path)
+        _check_tied(adapter_extras(model, config), found, path)
         _copy_in(model, config, found)
     except AdapterError:
         if injected_here:
@@ -291,6 +292,20 @@ def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
                 f'tensor "{name}" has shape {tuple(found[name].shape)}; expected {tuple(tensor.shape)}',
                 place=str(path),
                 fix="The adapter belongs to another model or rank",
+            )
+
+
+def _check_tied(extras: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse two values for what is one tensor in the model."""
+    first: dict[int, str] = {}
+    for name, tensor in extras.items():
+        other = first.setdefault(tensor.data_ptr(), name)
+        if not torch.equal(found[name], found[other]):
+            raise AdapterError(
+                "E-ADPT-66",
+                f"{other} and {name} differ, but the model has one weight for both",
+                place=str(path),
+                fix="The adapter belongs to a model whose embedding and head are not tied",
             )
 
 

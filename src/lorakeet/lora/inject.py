@@ -22,6 +22,7 @@ from lorakeet.lora.quantized import adapted_quantized
 from lorakeet.lora.starts.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.starts.pissa import check_principal_part, start_with_principal_part
 from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_bias, is_linear, is_transformers_conv1d
+from lorakeet.lora.tokens import TrainedTokens, find_token_layers, saved_rows, token_layers
 from lorakeet.lora.update import Update
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
@@ -37,7 +38,7 @@ class Injection:
     trainable: dict[str, bool]
     """requires_grad of every parameter, by its name before."""
     saved_modules: dict[str, nn.Module] = field(default_factory=dict)
-    """The originals of modules_to_save, by their paths; the model holds trained copies."""
+    """The originals of modules_to_save, and of layers of which single tokens train; the model holds trained ones."""
 
 
 def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWeight | None = None) -> nn.Module:
@@ -55,7 +56,16 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
         raise ConfigError("E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first")
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
+    both = [target.path for target, _ in targets if target.path in saved]
+    if both:
+        raise ConfigError(
+            "E-CFG-165",
+            f"{both[0]} would get LoRA and, tied to a saved module, be trained in full",
+            place="modules_to_save",
+            fix="Leave it out of target_modules",
+        )
     new = [(module, own, _build(model, module, own, config)) for module, own in _by_module(targets)]
+    tokens = find_token_layers(model, config, [*saved, *(target.path for target, _ in targets)])
     initial = config.init_lora_weights
     for _, own, layer in new:
         for target in own if isinstance(initial, str) else ():
@@ -79,12 +89,13 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
             assert isinstance(layer, LinearLoRA)
             layer.start_dora()
         _replace(model, module, layer)
+    copies: dict[int, nn.Parameter] = {}
     for path, module in saved.items():
         injection.saved_modules[path] = module
-        trained = copy.deepcopy(module).requires_grad_(True)
-        if any(parameter.is_meta for parameter in trained.parameters()):  # the base is still on disk; what is trained is not
-            trained.to_empty(device="cpu")
-        _replace(model, module, trained)
+        _replace(model, module, _trained_copy(module, copies))
+    for path, layer_of_tokens in token_layers(model, tokens).items():
+        injection.saved_modules[path] = model.get_submodule(path)
+        _replace(model, injection.saved_modules[path], layer_of_tokens)
     _unfreeze_biases(model, config)
     # Past nn.Module's own __setattr__: the note holds modules that are no part of the model.
     object.__setattr__(model, _NOTE, injection)
@@ -149,7 +160,20 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     for _, layer in layers:
         layer.merge()
         layer.forget_unmerged()
+    _merge_tokens(model)
     return _take_off(model)
+
+
+def _merge_tokens(model: nn.Module) -> None:
+    """Put the trained rows of single tokens into copies of their weights; those that are tied stay tied."""
+    injection = injection_of(model)
+    merged: dict[int, nn.Parameter] = {}
+    for path, plain in injection.saved_modules.items() if injection is not None else ():
+        module = model.get_submodule(path)
+        if isinstance(module, TrainedTokens):
+            weight = module.weight
+            plain._parameters["weight"] = merged.setdefault(id(weight), nn.Parameter(module.merged_weight(weight.dtype)))
+            _replace(model, module, plain.train(module.training))
 
 
 def trained_updates(model: nn.Module) -> Iterator[tuple[str, Update]]:
@@ -201,6 +225,18 @@ def _unfreeze_biases(model: nn.Module, config: LoraConfig) -> None:
             bias = getattr(layer, "bias", None)
             if isinstance(bias, nn.Parameter):
                 bias.requires_grad = True
+
+
+def _trained_copy(module: nn.Module, copies: dict[int, nn.Parameter]) -> nn.Module:
+    """Copy a module to train it; `copies` holds the copies of its parameters, so that what is tied stays tied."""
+    trained = copy.deepcopy(module).requires_grad_(True)
+    if any(parameter.is_meta for parameter in trained.parameters()):  # the base is still on disk; what is trained is not
+        trained.to_empty(device="cpu")
+    for name, parameter in module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        holder = trained.get_submodule(owner)
+        holder._parameters[leaf] = copies.setdefault(id(parameter), holder.get_parameter(leaf))
+    return trained
 
 
 def _by_module(targets: Iterable[tuple[Target, nn.Module]]) -> list[tuple[nn.Module, list[Target]]]:
@@ -385,6 +421,7 @@ def adapter_extras(model: nn.Module, config: LoraConfig) -> dict[str, Tensor]:
             tensors[f"{peft_path(model, path)}.base_layer.bias" if path in layers else name] = parameter.data
     injection = injection_of(model)
     for path in injection.saved_modules if injection is not None else ():
-        state = model.get_submodule(path).state_dict()
-        tensors.update({f"{path}.{name}": tensor for name, tensor in state.items()})
-    return tensors
+        module = model.get_submodule(path)
+        if not isinstance(module, TrainedTokens):
+            tensors.update({f"{path}.{name}": tensor for name, tensor in module.state_dict().items()})
+    return tensors | (saved_rows(model, list(injection.saved_modules)) if injection is not None else {})

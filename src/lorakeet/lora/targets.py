@@ -102,7 +102,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[tuple[Target, nn.
 
 
 def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Return the modules that modules_to_save names, by their paths.
+    """Return the modules that modules_to_save names, by their paths, and with ensure_weight_tying those they are tied to.
 
     Raises:
         ConfigError: E-CFG-42 if a name matches nothing, E-CFG-165 if a weight is tied to another module.
@@ -123,16 +123,20 @@ def find_saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Mod
     saved = {path: module for path, module in modules.items() if path and matches_any(names, path)}
     # A module inside a saved module goes with it.
     saved = {path: module for path, module in saved.items() if not any(path.startswith(f"{other}.") for other in saved)}
-    for path, module in saved.items():
+    for path, module in list(saved.items()):
         own = {id(parameter) for parameter in module.parameters()}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) in own and not name.startswith(f"{path}."):
+            if id(parameter) not in own or name.startswith(f"{path}."):
+                continue
+            if not config.ensure_weight_tying:
                 raise ConfigError(
                     "E-CFG-165",
                     f"{path} is tied to {name}, so training it in full would change both or part them",
                     place="modules_to_save",
-                    fix="Leave it out, or untie the weights first",
+                    fix="Set ensure_weight_tying: true, which trains both as one, or leave it out",
                 )
+            partner = name.rpartition(".")[0]
+            saved[partner] = modules[partner]
     return saved
 
 

@@ -493,10 +493,14 @@ class Trainer:
 def check_gradients(named_params: dict[str, torch.nn.Parameter]) -> None:
     """Raise TrainingError if the first step left a parameter without a gradient.
 
-    lora_A's own gradient is zero as long as lora_B is, so it need only exist; every other must be non-zero.
+    lora_A's own gradient is zero as long as lora_B is, and that of single tokens if none of them is in the step, so these
+    need only exist; every other must be non-zero.
     """
+    may_be_zero = ("lora_A", "lora_tokens")
     dead = [
-        name for name, param in named_params.items() if param.grad is None or ("lora_A" not in name and not param.grad.any())
+        name
+        for name, param in named_params.items()
+        if param.grad is None or not (any(part in name for part in may_be_zero) or param.grad.any())
     ]
     if dead:
         names = ", ".join(dead[:5])
