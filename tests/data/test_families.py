@@ -347,7 +347,8 @@ def test_a_run_keeps_the_day_on_which_it_began(tmp_path):
     assert dated(RunConfig(model="m", data="rows.jsonl"), model, tmp_path).data.date == DAY
     other = SimpleNamespace(template=template_for(family("qwen3")[0]))
     assert dated(RunConfig(model="m", data="rows.jsonl"), other, None).data.date is None
-    with pytest.raises(ConfigError, match="date"):
+    assert RunConfig(model="m", data={"train": ["rows.jsonl"], "date": date(2025, 3, 1)}).data.date == DAY
+    with pytest.raises(ConfigError, match=r"data.date is 'yesterday'. Write a day"):
         RunConfig(model="m", data={"train": ["rows.jsonl"], "date": "yesterday"})
 
 

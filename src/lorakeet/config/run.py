@@ -47,12 +47,15 @@ class DataConfig(StrictModel):
     truncation: Literal["error", "drop", "truncate-left"] = "error"
     """What happens to a conversation longer than max_length."""
 
-    @field_validator("date")
+    @field_validator("date", mode="before")
     @classmethod
-    def _is_day(cls, value: str | None) -> str | None:
-        if value is not None:
-            date.fromisoformat(value)
-        return value
+    def _is_day(cls, value: Any) -> Any:
+        if isinstance(value, date):  # as YAML reads it
+            return value.isoformat()
+        try:
+            return value if value is None else date.fromisoformat(value).isoformat()
+        except (TypeError, ValueError):
+            raise ConfigError("E-CFG-107", f"is {value!r}", place="data.date", fix="Write a day as YYYY-MM-DD") from None
 
     @field_validator("train", "eval", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from lorakeet import notebook
 from lorakeet.chat_model import ChatModel
-from lorakeet.data.conversation import Conversation
+from lorakeet.data.conversation import Conversation, Example
 from lorakeet.data.encode import EncodeOptions, Learn
 from lorakeet.data.encode_all import encode_rows
 from lorakeet.data.split import Repeats
@@ -105,7 +105,7 @@ class Evaluation:
         if self.with_loss:
             options = EncodeOptions(self.learn)
             examples = encode_rows(self.conversations, chat_model.tokenizer, chat_model.template, options).examples
-            self._check_lengths(chat_model.context, [len(example.input_ids) for example in examples])
+            self._check_lengths(chat_model.context, examples)
             loss = evaluate_loss(
                 chat_model.model, examples, batch_size=self.batch_size, on_progress=self._progress_of(f"{name}: held-out loss")
             )
@@ -131,13 +131,14 @@ class Evaluation:
                 base = self.measure(chat_model, "base")
         return Comparison(self.measure(chat_model, "tuned"), base, len(self.conversations))
 
-    def _check_lengths(self, context: int, lengths: Sequence[int]) -> None:
-        for conversation, length in zip(self.conversations, lengths, strict=True):
-            if length > context:
+    @staticmethod
+    def _check_lengths(context: int, examples: Sequence[Example]) -> None:
+        for example in examples:
+            if len(example.input_ids) > context:
                 raise DataError(
                     "E-DATA-27",
-                    f"the row has {length} tokens; the model's context holds {context}",
-                    place=conversation.place,
+                    f"the row has {len(example.input_ids)} tokens; the model's context holds {context}",
+                    place=example.place,
                     fix="Shorten or remove the row",
                 )
 
