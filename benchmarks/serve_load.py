@@ -1,7 +1,8 @@
 """A server under load: many requests from many clients, one in ten cut off; answers, statuses and memory are checked.
 
-data in: numbers of requests and clients → out: a few lines; status 1 if an answer differs from the lone one or memory
-grows by more than 5 %. The model is the tests' small random one with two adapters, so that the server is what is loaded.
+data in: numbers of requests and clients → out: a few lines, the last one the verdict; status 1 if an answer differs from the
+lone one, a status is not 200, an answer stays open, or memory grows by more than 5 %. The model is the tests' small random
+one with two adapters, so that the server is what is loaded.
 
     python -m benchmarks.serve_load --requests 10000 --clients 32
 """
@@ -20,6 +21,7 @@ from lorakeet.data.templates.template import template_for
 from lorakeet.infer.load import NamedAdapter
 from lorakeet.lora.per_row import read_adapter
 from lorakeet.serve.app import create_app
+from lorakeet.serve.metrics import Metrics
 from lorakeet.serve.served import Served
 from tests.data.conftest import trained
 from tests.serve.conftest import build_model, running, write_adapter
@@ -33,8 +35,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=32)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running(create_app(_served(Path(folder)))) as url:
-        sys.exit(_load(f"{url}/v1/chat/completions", options.requests, options.clients))
+    sys.exit(load(options.requests, options.clients))
+
+
+def load(num_requests: int, num_clients: int) -> int:
+    """Load a server and print what came of it; return 0 if all is well."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = create_app(_served(Path(folder)))
+        with running(app) as url:
+            return _load(app.state.server.metrics, f"{url}/v1/chat/completions", num_requests, num_clients)
 
 
 def _served(folder: Path) -> Served:
@@ -45,7 +54,7 @@ def _served(folder: Path) -> Served:
     return served
 
 
-def _load(url: str, num_requests: int, num_clients: int) -> int:
+def _load(metrics: Metrics, url: str, num_requests: int, num_clients: int) -> int:
     bodies = [
         {"model": name, "messages": [{"role": "user", "content": f"say {i}"}], "max_tokens": 8, "temperature": 0}
         for i in range(QUESTIONS)
@@ -75,9 +84,15 @@ def _load(url: str, num_requests: int, num_clients: int) -> int:
     for client in clients:
         client.close()
     seconds, growth = time.perf_counter() - start, _resident_bytes() / settled - 1
-    print(f"{num_requests} requests from {num_clients} clients in {seconds:.0f} s: {found}")
-    print(f"memory after the first fifth {settled / 2**20:.0f} MiB, at the end {growth:+.1%}")
-    return int(set(found) - {"equal", "cut off"} != set() or growth > GROWTH)
+    deadline = time.perf_counter() + 10
+    while metrics.num_open and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    print(f"{num_requests} requests from {num_clients} clients, {num_requests / seconds:.0f} a second: {found}")
+    memory = f"memory after the first fifth {settled / 2**20:.0f} MiB, at the end {growth:+.1%}"
+    print(f"{memory}; {metrics.num_open} answers left open")
+    is_good = set(found) <= {"equal", "cut off"} and growth <= GROWTH and metrics.num_open == 0
+    print(f"{'PASSED' if is_good else 'FAILED'} in {seconds:.0f} s")
+    return int(not is_good)
 
 
 def _resident_bytes() -> int:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.reports.browser import opened, require_chromium
+from tests.browser import opened, require_chromium
 
 CONFIG = """\
 model: demo

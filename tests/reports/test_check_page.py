@@ -10,8 +10,8 @@ from lorakeet.checking.check import check_rows
 from lorakeet.config import resolve_config
 from lorakeet.errors import ConfigError
 from lorakeet.reports.check_page import check_html, write_check_page
+from tests.browser import SCHEMES, WIDTHS, looks_right, shown
 from tests.cli.conftest import tiny_model_directory  # noqa: F401
-from tests.reports.browser import SCHEMES, WIDTHS, looks_right, shown
 
 HOSTILE = "</pre><img src=x onerror=alert(1)>\u202eabc"
 

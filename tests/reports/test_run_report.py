@@ -12,7 +12,7 @@ from lorakeet.errors import CheckpointError, ConfigError
 from lorakeet.reports.page import json_for_html, visible
 from lorakeet.reports.run_report import report_html, write_report
 from lorakeet.reports.watch import build_server
-from tests.reports.browser import SCHEMES, WIDTHS, looks_right, shown
+from tests.browser import SCHEMES, WIDTHS, looks_right, shown
 from tests.reports.conftest import write_lines, write_run
 
 HOSTILE = "<script>alert(1)</script></textarea></pre><img src=x onerror=alert(1)>{{ 7*7 }}\u202e\u200fabc\u0000"

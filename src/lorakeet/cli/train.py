@@ -63,3 +63,4 @@ def command(
     else:
         print(f"Adapter: {run.adapter_directory}")
         print(f"Chat with it: {command_line('chat', run.directory)}")
+        print(f"Serve it: {command_line('serve', run.directory)}")

@@ -69,8 +69,8 @@ def opened():
 
 
 @contextmanager
-def shown(browser, url, width=1280, scheme="light"):
-    """Open a page; at the end, fail if it said anything on the console or asked anybody else for anything."""
+def shown(browser, url, width=1280, scheme="light", may_ask=()):
+    """Open a page; at the end, fail if it said anything on the console or asked anybody for more than itself and `may_ask`."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -80,7 +80,7 @@ def shown(browser, url, width=1280, scheme="light"):
     yield page
     page.close()
     assert said == []
-    assert {one for one in asked if not one.startswith("data:")} == {url}
+    assert {one for one in asked if not one.startswith("data:")} == {url, *may_ask}
 
 
 def looks_right(page, width):
