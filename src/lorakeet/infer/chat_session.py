@@ -152,5 +152,5 @@ class ChatSession:
                 engine.cancel(answer) if is_stopped() else engine.advance()
         if answer.error is not None:
             raise answer.error
-        self._engine = engine
+        self._engine = engine if self.prefix_bytes else None
         return answer
