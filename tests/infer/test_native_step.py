@@ -70,6 +70,11 @@ def test_every_kind_of_model_has_the_decoders_logits(model):
 
 
 @needs_kernel
+def test_heads_may_be_wider_than_the_hidden_state(build):
+    assert_close(*both_logits(build(explicit_head_dim=16)), relative=EXACT)
+
+
+@needs_kernel
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 8, 9, MOST_ROWS])
 def test_any_number_of_rows(build, num_rows):
     generator = torch.Generator().manual_seed(0)

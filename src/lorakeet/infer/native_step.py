@@ -45,7 +45,7 @@ _KNOWN_FIELDS = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps", "rope_theta", "partial_rotary_factor"),
     *("rope_scaling", "sliding_window", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"),
-    "family",
+    *("family", "explicit_head_dim"),
 }
 """Of a description; whatever else one may say must be left at its default."""
 _WIDTH, _PART = 16, 64
