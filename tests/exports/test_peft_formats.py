@@ -41,6 +41,17 @@ def parts(base, adapter, monkeypatch):
     return build
 
 
+def test_dora_goes_through_peft_and_merged_and_is_refused_elsewhere(tmp_path, parts):
+    source, live = parts(use_dora=True, use_rslora=True)
+    for name in ("peft", "peft-split", "hf"):
+        exported = export(source, find_format(name), tmp_path / name)
+        assert (exported.parity.top1, exported.failures, exported.unchecked) == (1, (), "")
+    assert relative(adapted_logits(split_base(source), tmp_path / "peft-split"), our_logits(live)) < 1e-5
+    for name, text in (("vllm", "E-EXP-235 .*it takes no DoRA"), ("gguf-adapter", r"E-EXP-206 .*trained lengths \(DoRA\)")):
+        with pytest.raises(ExportError, match=text):
+            export(source, find_format(name), tmp_path / name)
+
+
 def adapted_logits(model, adapter):
     with torch.inference_mode():
         return peft.PeftModel.from_pretrained(model, adapter).eval()(torch.tensor([IDS])).logits[0]
