@@ -131,6 +131,8 @@ def test_what_cannot_start_so_is_refused_before_anything_changes():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match=r"E-CFG-172.*2 is not quantised.*load_in_4bit"):
         inject(model, config(), original_weight=lambda path: base.get_submodule(path).weight)
+    with pytest.raises(ConfigError, match=r"E-CFG-172.*DoRA would keep the lengths of the rounded rows"):
+        inject(model, config().model_copy(update={"use_dora": True}), original_weight=lambda path: base[int(path)].weight)
     with pytest.raises(ConfigError, match=r"E-CFG-172.*original_weight"):
         inject(quantised(), config())
     assert not list(lora_layers(model))

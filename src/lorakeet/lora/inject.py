@@ -65,6 +65,13 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
             fix="Leave it out of target_modules",
         )
     new = [(module, own, _build(model, module, own, config)) for module, own in _by_module(targets)]
+    if config.use_dora and config.init_lora_weights == "loftq":
+        raise ConfigError(
+            "E-CFG-172",
+            "loftq makes up for rounding, and DoRA would keep the lengths of the rounded rows on the original weights too",
+            place="peft_config.init_lora_weights",
+            fix="Leave one of them out",
+        )
     tokens = find_token_layers(model, config, [*saved, *(target.path for target, _ in targets)])
     initial = config.init_lora_weights
     for _, own, layer in new:
