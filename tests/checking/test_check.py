@@ -20,7 +20,8 @@ from lorakeet.data.encode import encode_many
 from lorakeet.data.prepare import prepare_data
 from lorakeet.data.read import read_conversations
 from lorakeet.data.templates.template import template_for
-from lorakeet.errors import ConfigError, DataError
+from lorakeet.data.tokenizer import load_tokenizer
+from lorakeet.errors import ConfigError, DataError, ModelError
 from lorakeet.notebook import SUPERVISED
 
 
@@ -301,3 +302,14 @@ def test_training_says_what_check_notes(tmp_path, model_dir, tiny):
     ]
     printed = report_lines(check_rows(config)[0].report)
     assert [line for line in printed if line in said] == said
+
+
+def test_a_token_that_the_model_has_no_embedding_of_is_refused(tmp_path, model_dir):
+    """A tokenizer of another model would end training in the middle, at the first such row."""
+    shutil.copytree(model_dir, other := tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    tokenizer = load_tokenizer(other)
+    settings = RunConfig(model=str(other), data=str(write(tmp_path / "a.jsonl", ROWS[:2])))
+    with pytest.raises(ModelError, match=r"E-MODEL-123 .*other token \d+, '.*', has no embedding: the model has 100, the row"):
+        prepare_data(settings, tokenizer, template_for(tokenizer), 512)

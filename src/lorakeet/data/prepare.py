@@ -20,7 +20,7 @@ from lorakeet.data.split import Repeats, find_duplicates, find_overlap, hold_out
 from lorakeet.data.templates.habits import template_notes
 from lorakeet.data.templates.template import Template
 from lorakeet.data.tokenizer import Tokenizer
-from lorakeet.errors import ConfigError, DataError
+from lorakeet.errors import ConfigError, DataError, ModelError
 from lorakeet.files.cache import cache_dir
 from lorakeet.formatting import count
 
@@ -142,7 +142,25 @@ def _encode(
     if not rows:
         return EncodedRows([], [], 0)
     cache = cache_dir() / "rows"
-    return encode_rows(rows, tokenizer, template, options, cache_dir=cache, on_progress=on_progress, on_bad_row=on_bad_row)
+    encoded = encode_rows(rows, tokenizer, template, options, cache_dir=cache, on_progress=on_progress, on_bad_row=on_bad_row)
+    _require_embedded(encoded.examples, tokenizer)
+    return encoded
+
+
+def _require_embedded(examples: Iterable[Example], tokenizer: Tokenizer) -> None:
+    """Refuse rows with a token that the model has no embedding of."""
+    size = tokenizer.num_embeddings
+    if size is None:
+        return
+    for example in examples:
+        if (largest := max(example.input_ids)) >= size:
+            raise ModelError(
+                "E-MODEL-123",
+                f"token {largest}, {tokenizer.decode([largest])!r}, has no embedding: the model has {size:,}, the row at "
+                f"{example.place} needs it",
+                place=tokenizer.place,
+                fix="Take the tokenizer that belongs to these weights: download the model again",
+            )
 
 
 def _max_length(config: RunConfig, longest: int | None) -> int | None:

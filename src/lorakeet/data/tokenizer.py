@@ -68,9 +68,11 @@ class Tokenizer:
         pad_token: str | None = None,
         stop_ids: frozenset[int] = frozenset(),
         place: str = "",
+        num_embeddings: int | None = None,
     ) -> None:
+        """`num_embeddings`: rows of the model's embedding, None if the directory does not say."""
         self.spec = {**spec, "truncation": None, "padding": None}
-        self.place, self.chat_template = place, chat_template
+        self.place, self.chat_template, self.num_embeddings = place, chat_template, num_embeddings
         self.bos_token, self.eos_token, self.unk_token, self.pad_token = bos_token, eos_token, unk_token, pad_token
         self.full = _build(self.spec)
         self.control_tokens: dict[str, ControlToken] = {
@@ -94,7 +96,17 @@ class Tokenizer:
         return _rebuild, (self._state(),)
 
     def _state(self) -> dict[str, Any]:
-        names = ("spec", "chat_template", "bos_token", "eos_token", "unk_token", "pad_token", "stop_ids", "place")
+        names = (
+            "spec",
+            "chat_template",
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "pad_token",
+            "stop_ids",
+            "place",
+            "num_embeddings",
+        )
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -102,7 +114,7 @@ class Tokenizer:
         """SHA-256 over everything that decides token ids: vocabulary, flags, template, stop ids."""
         state = self._state()
         state["stop_ids"] = sorted(self.stop_ids)
-        del state["place"]
+        del state["place"], state["num_embeddings"]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
@@ -259,7 +271,22 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ModelError(
             "E-MODEL-103", "is not a tokenizer description", place=str(path), fix="Download the model's files again"
         )
-    return Tokenizer(spec, chat_template=template, stop_ids=_stop_ids(directory), place=str(directory), **names)
+    return Tokenizer(
+        spec,
+        chat_template=template,
+        stop_ids=_stop_ids(directory),
+        place=str(directory),
+        num_embeddings=_num_embeddings(directory),
+        **names,
+    )
+
+
+def _num_embeddings(directory: Path) -> int | None:
+    """Return how many tokens the model beside the tokenizer has rows for; some have fewer than their tokenizer has tokens."""
+    if not (directory / "config.json").is_file():
+        return None
+    size = _read_json(directory / "config.json").get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _from_transformers(directory: Path) -> tuple[dict[str, Any], dict[str, str | None], str | None]:
