@@ -175,7 +175,7 @@ def test_the_models_limit_is_read_from_its_configuration(model_dir):
 
 
 @pytest.mark.parametrize("more", [[], ["--no-calibrate"]])
-@pytest.mark.parametrize(("weights", "model_type", "code"), [("pytorch_model.bin", "phi3", 63), (None, "llama", 72)])
+@pytest.mark.parametrize(("weights", "model_type", "code"), [("pytorch_model.bin", "phi3", 63), (None, "mixtral", 72)])
 def test_a_model_that_cannot_train_ends_with_2(tmp_path, model_dir, capsys, weights, model_type, code, more):
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)

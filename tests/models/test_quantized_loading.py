@@ -116,9 +116,14 @@ def test_loading_never_holds_two_16_bit_matrices(save_phi3, monkeypatch):
     matrices = []
     real = quantized.quantize_weight
 
+    def alive():
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.ndim == 2]
+        return [t for t in tensors if t.dtype == torch.bfloat16 and t.shape[0] * t.shape[1] > 192 * 97 and not t.is_meta]
+
+    before = alive()  # other tests of this process keep models too
+
     def watched(weight, config):
-        alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.ndim == 2 and t.dtype == weight.dtype]
-        matrices.append(sum(t.shape[0] * t.shape[1] > 192 * 97 and not t.is_meta for t in alive))
+        matrices.append(sum(not any(t is other for other in before) for t in alive()))
         return real(weight, config)
 
     monkeypatch.setattr(quantized, "quantize_weight", watched)
