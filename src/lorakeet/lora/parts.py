@@ -5,24 +5,20 @@ layer of the part's name. The layer computes the updates of all its parts with o
 Legend: I input width, O output width of the whole layer, P rows of the part, R rank.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakeet.lora.update import Update, draw_pair
 
-if TYPE_CHECKING:
-    from lorakeet.lora.layers import LinearLoRA
-
 
 class Part(Update):
     """The update of some rows of a layer: A (R, I), B (P, R)."""
 
-    layer: "LinearLoRA"
+    layer: Update
+    """The whole layer, as far as a part needs it."""
 
-    def __init__(self, layer: "LinearLoRA", name: str, rows: range, size: tuple[int, int], r: int, scaling: float) -> None:
+    def __init__(self, layer: Update, name: str, rows: range, size: tuple[int, int], r: int, scaling: float) -> None:
         """Make the part of `rows` of a layer of `size` (O, I)."""
         super().__init__()
         # Past nn.Module's own __setattr__: the layer holds its parts, not the other way round.
