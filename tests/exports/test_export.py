@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -68,6 +69,41 @@ def test_a_failing_artefact_stays_only_by_force(tmp_path, source):
     exported = export(parts, broken, tmp_path / "out", force=True)
     assert exported.failures
     assert json.loads((tmp_path / "out" / RECORD).read_text())["failures"] == list(exported.failures)
+
+
+def test_weights_of_few_bits_that_lose_the_adapter_name_the_way_out(tmp_path, source):
+    parts, form = source(), find_format("hf")
+
+    def write_rounded_away(source, directory, options):
+        written = form.write(source, directory, options)
+        (directory / "model.safetensors").write_bytes((source.base / "model.safetensors").read_bytes())
+        return dataclasses.replace(written, dtype="q4_1")
+
+    with pytest.raises(ExportError, match=r"E-EXP-200") as refused:
+        export(parts, dataclasses.replace(form, write=write_rounded_away), tmp_path / "out")
+    assert "q4_1 rounds too much of this model away: take q8_0, or --format gguf-adapter" in refused.value.fix
+
+
+def test_an_export_killed_between_its_two_names_is_made_again_and_a_record_of_yours_stays(tmp_path, source, monkeypatch):
+    pytest.importorskip("gguf")
+    form = dataclasses.replace(find_format("gguf"), read=lambda source, directory: Missing("tool", "pip install tool"))
+    file, record, rename = tmp_path / "mine.gguf", tmp_path / "mine.lorakeet.json", os.rename
+
+    def killed_at_the_file(start, end):
+        if str(end) == str(file):
+            raise KeyboardInterrupt
+        rename(start, end)
+
+    monkeypatch.setattr("lorakeet.exports.export.os.rename", killed_at_the_file)
+    with pytest.raises(KeyboardInterrupt):
+        export(source(), form, file)
+    assert (file.exists(), record.exists()) == (False, True)
+    monkeypatch.setattr("lorakeet.exports.export.os.rename", rename)
+    export(source(), form, file)
+    assert (file.exists(), record.exists()) == (True, True)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"E-CFG-48 \S+mine.lorakeet.json exists"):
+        export(source(), form, file)
 
 
 def test_what_cannot_be_checked_is_said(tmp_path, source):

@@ -110,6 +110,11 @@ class Tokenizer:
         return {name: getattr(self, name) for name in names}
 
     @cached_property
+    def exceeds_embedding(self) -> bool:
+        """Tell whether there are tokens that the model beside it has no embedding of, which some models never use."""
+        return self.num_embeddings is not None and max(self.full.get_vocab().values(), default=0) >= self.num_embeddings
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides token ids: vocabulary, flags, template, stop ids."""
         state = self._state()

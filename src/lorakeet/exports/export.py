@@ -109,8 +109,9 @@ def _check(source: Source, form: Format, output: Path, options: Options) -> None
         raise ExportError("E-EXP-203", f"{form.name} is a directory", place=str(output), fix="Name it without .gguf")
     check_output(output)
     is_ours = _draft_of_file(output).is_dir()  # an export was killed between its two names
-    if _is_file(output, form) and (output.exists() or (record_beside(output).exists() and not is_ours)):
-        raise ConfigError("E-CFG-48", "exists", place=str(output), fix="Choose another path with -o")
+    for path in (output, *(() if is_ours else (record_beside(output),))) if _is_file(output, form) else ():
+        if path.exists():
+            raise ConfigError("E-CFG-48", "exists", place=str(path), fix="Choose another path with -o")
     hash_there = adapter_extra(source.adapter).get(BASE_HASH, source.base_hash)
     if hash_there != source.base_hash:
         raise AdapterError(

@@ -5,7 +5,7 @@ weights of the layers they replace. It does not train, save or load.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -49,52 +49,22 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
     `original_weight` gives a quantised layer's weight, by its path, as it was before; LoftQ alone needs it.
 
     Raises:
-        ConfigError: E-CFG-42 if a name matches nothing, E-CFG-161 if there is LoRA already, E-CFG-162 to 164 for
+        ConfigError: E-CFG-42 if a name matches nothing, E-CFG-161 if there is LoRA already, E-CFG-162 to 165 for
             a layer that cannot have it, E-CFG-172 for one that cannot start as asked. The model is then as it was.
     """
     if any(True for _ in lora_layers(model)):
         raise ConfigError("E-CFG-161", "the model has LoRA already", place="inject", fix="Call lorakeet.remove(model) first")
     targets = find_targets(model, config)
     saved = find_saved_modules(model, config)
-    both = [target.path for target, _ in targets if target.path in saved]
-    if both:
-        raise ConfigError(
-            "E-CFG-165",
-            f"{both[0]} would get LoRA and, tied to a saved module, be trained in full",
-            place="modules_to_save",
-            fix="Leave it out of target_modules",
-        )
+    _refuse_both(targets, saved)
     new = [(module, own, _build(model, module, own, config)) for module, own in _by_module(targets)]
-    if config.use_dora and config.init_lora_weights == "loftq":
-        raise ConfigError(
-            "E-CFG-172",
-            "loftq makes up for rounding, and DoRA would keep the lengths of the rounded rows on the original weights too",
-            place="peft_config.init_lora_weights",
-            fix="Leave one of them out",
-        )
+    _check_starts(new, config, original_weight)
     tokens = find_token_layers(model, config, [*saved, *(target.path for target, _ in targets)])
-    initial = config.init_lora_weights
-    for _, own, layer in new:
-        for target in own if isinstance(initial, str) else ():
-            if initial == "loftq":
-                check_quantized(layer, target.path, original_weight)
-            else:
-                check_principal_part(layer, target)
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
     for module, own, layer in new:
         layer.adopt(module, own[0].scaling)
-        updates = layer.updates(own[0].path).items()
-        for path, update in updates:
-            if initial == "loftq" and original_weight is not None:
-                start_with_rounding_error(update, original_weight(path))
-            elif isinstance(initial, str):
-                start_with_principal_part(update, initial)
-            elif not initial:
-                nn.init.normal_(update.lora_B if not isinstance(layer, Embedding) else update.lora_A, std=0.02)
-        if config.use_dora:
-            assert isinstance(layer, LinearLoRA)
-            layer.start_dora()
+        _start(layer, own[0].path, config, original_weight)
         _replace(model, module, layer)
     copies: dict[int, nn.Parameter] = {}
     for path, module in saved.items():
@@ -244,6 +214,53 @@ def _trained_copy(module: nn.Module, copies: dict[int, nn.Parameter]) -> nn.Modu
         holder = trained.get_submodule(owner)
         holder._parameters[leaf] = copies.setdefault(id(parameter), holder.get_parameter(leaf))
     return trained
+
+
+def _refuse_both(targets: Iterable[tuple[Target, nn.Module]], saved: Container[str]) -> None:
+    """Refuse a layer that would get LoRA and be trained in full."""
+    both = [target.path for target, _ in targets if target.path in saved]
+    if both:
+        raise ConfigError(
+            "E-CFG-165",
+            f"{both[0]} would get LoRA and, tied to a saved module, be trained in full",
+            place="modules_to_save",
+            fix="Leave it out of target_modules",
+        )
+
+
+def _check_starts(
+    new: Iterable[tuple[nn.Module, list[Target], MergeableLayer]], config: LoraConfig, original_weight: OriginalWeight | None
+) -> None:
+    """Refuse layers that cannot start as the configuration asks, before anything is changed."""
+    if config.use_dora and config.init_lora_weights == "loftq":
+        raise ConfigError(
+            "E-CFG-172",
+            "loftq makes up for rounding, and DoRA would keep the lengths of the rounded rows on the original weights too",
+            place="peft_config.init_lora_weights",
+            fix="Leave one of them out",
+        )
+    initial = config.init_lora_weights
+    for _, own, layer in new:
+        for target in own if isinstance(initial, str) else ():
+            if initial == "loftq":
+                check_quantized(layer, target.path, original_weight)
+            else:
+                check_principal_part(layer, target)
+
+
+def _start(layer: MergeableLayer, path: str, config: LoraConfig, original_weight: OriginalWeight | None) -> None:
+    """Give a layer's updates, drawn afresh, the start that the configuration asks for."""
+    initial = config.init_lora_weights
+    for own_path, update in layer.updates(path).items():
+        if initial == "loftq" and original_weight is not None:
+            start_with_rounding_error(update, original_weight(own_path))
+        elif isinstance(initial, str):
+            start_with_principal_part(update, initial)
+        elif not initial:
+            nn.init.normal_(update.lora_B if not isinstance(layer, Embedding) else update.lora_A, std=0.02)
+    if config.use_dora:
+        assert isinstance(layer, LinearLoRA)
+        layer.start_dora()
 
 
 def _by_module(targets: Iterable[tuple[Target, nn.Module]]) -> list[tuple[nn.Module, list[Target]]]:

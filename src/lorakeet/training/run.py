@@ -108,21 +108,9 @@ def _train(
     with stop.droppable(), progress.shown():
         chat_model = load_base(config, bf16=_recorded_bf16(directory) if is_resumed else None)
         config = dated(in_model_names(chat_model, config), chat_model, directory if is_resumed else None)
-        with dist.one_of_each_machine_first():
-            record = DataRecord()
-            data = prepare_data(
-                config,
-                chat_model.tokenizer,
-                chat_model.template,
-                chat_model.context,
-                progress.encoding,
-                record.add,
-                stop_naming_check(config),
-            )
+        record = DataRecord()
+        data = _prepare(config, chat_model, record)
         config = as_decided(chat_model, config)
-        for line in data.findings.lines():
-            logger.info("Rows: %s.", line)
-        require_evaluations(config.training_config, data)
         questions = questions_for(config, data, chat_model)
         sampler = Sampler(chat_model, questions, max_new_tokens=config.training_config.sample_max_new_tokens)
         with dist.one_of_each_machine_first():
@@ -160,6 +148,24 @@ def _train(
         _choose_step(directory, trainer)
         _save_adapter(directory, config, trainer, chat_model.directory, identity, files)
     dist.barrier()
+
+
+def _prepare(config: RunConfig, chat_model: ChatModel, record: DataRecord) -> PreparedData:
+    """Read, encode and prove the rows, note them in the record, and log what was noticed."""
+    with dist.one_of_each_machine_first():
+        data = prepare_data(
+            config,
+            chat_model.tokenizer,
+            chat_model.template,
+            chat_model.context,
+            progress.encoding,
+            record.add,
+            stop_naming_check(config),
+        )
+    for line in data.findings.lines():
+        logger.info("Rows: %s.", line)
+    require_evaluations(config.training_config, data)
+    return data
 
 
 def load_base(config: RunConfig, *, bf16: bool | None = None) -> ChatModel:
