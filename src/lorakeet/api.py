@@ -16,7 +16,7 @@ from lorakeet import chat_model as chat_models
 from lorakeet import dist, notebook, progress
 from lorakeet.adapters.adapter_file import find_adapter
 from lorakeet.adapters.run_card import run_card
-from lorakeet.chat_model import ChatModel
+from lorakeet.chat_model import ChatModel, load_base
 from lorakeet.checking.check import CheckResult, check_rows
 from lorakeet.config import RunConfig, resolve_config
 from lorakeet.data.prepare import PreparedData, read_held_out, read_rows, trained_on
@@ -56,7 +56,7 @@ from lorakeet.rundir.record import EVALUATION, PROOFS, RunRecord, find_run, keep
 from lorakeet.training.describe import doubts
 from lorakeet.training.forecast import Forecast
 from lorakeet.training.repeat import repeated_config, rounded_otherwise, threads
-from lorakeet.training.run import forecast_config, load_base, train_run
+from lorakeet.training.run import forecast_config, train_run
 
 if TYPE_CHECKING:
     from lorakeet.evaluation.harness import Scores

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorakeet import dist, progress
-from lorakeet.config import QuantizationConfig
+from lorakeet.config import QuantizationConfig, RunConfig
 from lorakeet.data.templates.template import Template, template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
 from lorakeet.errors import MissingExtraError
@@ -85,3 +85,20 @@ def load(
     else:
         model = weights.load_model(directory, dtype=dtype, device=device)
     return ChatModel(model.eval(), tokenizer, template_for(tokenizer, name=template), directory, system)
+
+
+def load_base(config: RunConfig, *, bf16: bool | None = None, quantization: QuantizationConfig | None = None) -> ChatModel:
+    """Load the base model of a run as its configuration says.
+
+    Args:
+        bf16: the precision if the configuration leaves it open.
+        quantization: how to hold the linear layers, whatever the run trained over.
+    Raises: as `load`.
+    """
+    return load(
+        config.model,
+        bf16=bf16 if config.bf16 is None else config.bf16,
+        template=config.data.template,
+        quantization=quantization or config.quantization_config,
+        system=config.data.system,
+    )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorakeet import api
+from lorakeet.chat_model import load_base
 from lorakeet.cli.main import run
 from lorakeet.config import RunConfig
 from lorakeet.errors import ConfigError
@@ -19,7 +20,6 @@ from lorakeet.lora.starts import loftq
 from lorakeet.lora.starts.loftq import BEGINNING_FILE
 from lorakeet.models import weights
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
-from lorakeet.training.run import load_base
 
 CONFIG = Path(__file__).parents[2] / "configs" / "phi3_mini_qlora.yaml"
 

@@ -57,16 +57,12 @@ def load_one_base(
         record.require_finished()
     configs = [record.config for record in records]
     _require_one_base(models, configs)
-    name, first = (models or [configs[0].model])[0], configs[0] if configs else None
-    quantization = first.quantization_config if first else chat_model.FULL_PRECISION
+    name = (models or [configs[0].model])[0]
     asked = QuantizationConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
-    loaded = chat_model.load(
-        name,
-        bf16=first.bf16 if first else None,
-        template=first.data.template if first else None,
-        quantization=asked if asked.is_on else quantization,
-        system=first.data.system if first else None,
-    )
+    if configs:
+        loaded = chat_model.load_base(configs[0], quantization=asked if asked.is_on else None)
+    else:
+        loaded = chat_model.load(name, quantization=asked)
     base = OneBase(name, loaded, fingerprint(loaded.directory), {})
     for record, config in zip(records, configs, strict=True):
         short = record.directory.resolve().name

@@ -21,7 +21,7 @@ from lorakeet import dist, progress
 from lorakeet.adapters.adapter_file import find_adapter
 from lorakeet.adapters.run_card import write_run_card
 from lorakeet.adapters.starting import adapter_hash, started_from
-from lorakeet.chat_model import ChatModel, load
+from lorakeet.chat_model import ChatModel, load_base
 from lorakeet.checking.bad_rows import stop_naming_check
 from lorakeet.checking.data_record import FILE as DATA_FILE
 from lorakeet.checking.data_record import DataRecord
@@ -166,17 +166,6 @@ def _prepare(config: RunConfig, chat_model: ChatModel, record: DataRecord) -> Pr
         logger.info("Rows: %s.", line)
     require_evaluations(config.training_config, data)
     return data
-
-
-def load_base(config: RunConfig, *, bf16: bool | None = None) -> ChatModel:
-    """Load the base model of a run as its configuration says; `bf16` if the precision was chosen before."""
-    return load(
-        config.model,
-        bf16=config.bf16 if config.bf16 is not None else bf16,
-        template=config.data.template,
-        quantization=config.quantization_config,
-        system=config.data.system,
-    )
 
 
 def _recorded_bf16(directory: Path) -> bool | None:
