@@ -105,7 +105,7 @@ def breakdown_of(
     shapes: dict[str, float] = defaultdict(float)
     for name, inputs, count, milliseconds in events:
         if name in PRODUCTS:
-            M, K, N = _product(inputs)
+            M, K, N = _product(name, inputs)
             kind = "products with A and B" if min(M, K, N) <= 2 * r else "products with weights"
             shape = f"{name.removeprefix('aten::')} {M} × {K} × {N}"
             shapes[shape] += milliseconds
@@ -128,9 +128,10 @@ def breakdown_of(
     )
 
 
-def _product(inputs: list[list[int]]) -> tuple[int, int, int]:
-    """Return M, K, N of a product; of a batch of them, M of all."""
-    one, other = [shape for shape in inputs if len(shape) >= 2][-2:]
+def _product(name: str, inputs: list[list[int]]) -> tuple[int, int, int]:
+    """Return M, K, N of a product; of a batch of them, M of all. What is added comes before the factors, `out` behind them."""
+    first = 1 if "add" in name else 0
+    one, other = inputs[first], inputs[first + 1]
     batch = one[0] if len(one) == 3 else 1
     return batch * one[-2], one[-1], other[-1]
 

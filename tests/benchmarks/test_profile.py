@@ -11,7 +11,7 @@ def breakdown(monkeypatch):
     monkeypatch.setattr("benchmarks.profile.copy_gb_per_second", lambda: 10.0)
     events = [
         ("aten::mm", [[1000, 500], [500, 200]], 4, 8.0),
-        ("aten::addmm", [[1000, 200], [1000, 16], [16, 200]], 2, 4.0),
+        ("aten::addmm", [[1000, 200], [1000, 16], [16, 200], [], [], [1000, 200]], 2, 4.0),
         ("lorakeet::attention", [[1000, 8, 64]], 2, 6.0),
         ("lorakeet::linear_4bit", [[1000, 500]], 2, 2.0),
         ("aten::copy_", [[1000, 200]], 2, 3.0),
