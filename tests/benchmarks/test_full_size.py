@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import full_size, throughput
+from tests.compiler import uncompiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -13,10 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 @pytest.fixture
 def losses(phi3_directory, monkeypatch):
     """Train a tiny model as the command would; give the steps' losses."""
-    monkeypatch.setenv("LORAKEET_COMPILE", "0")
-    from lorakeet.machine.compiling import can_compile
-
-    can_compile.cache_clear()
     monkeypatch.setattr(full_size, "ROW", 48)
     for module in (full_size, throughput):
         monkeypatch.setattr(module, "best_dtype", lambda device: torch.float32)
@@ -29,8 +26,8 @@ def losses(phi3_directory, monkeypatch):
         assert summary["peak_memory_bytes"] > 0
         return summary["losses"]
 
-    yield run
-    can_compile.cache_clear()
+    with uncompiled():
+        yield run
 
 
 @pytest.mark.parametrize("options", [{"passes": 2}, {"passes": 4}, {"recompute": "selective"}, {"recompute": "full"}])

@@ -10,19 +10,16 @@ import torch
 from benchmarks import gates, throughput
 from benchmarks.gates import check_gates, gate_rows
 from benchmarks.system import TARGETS
+from tests.compiler import uncompiled
 
 # PEFT asks transformers for a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
-def plain_python(monkeypatch):
-    monkeypatch.setenv("LORAKEET_COMPILE", "0")
-    from lorakeet.machine.compiling import can_compile
-
-    can_compile.cache_clear()
-    yield
-    can_compile.cache_clear()
+def plain_python():
+    with uncompiled():
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from lorakeet.machine.compiling import can_compile
+from tests.compiler import uncompiled
 from tests.data.conftest import TEMPLATES, trained
 
 
@@ -40,9 +40,6 @@ def write_tiny_model(directory):
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
+    with uncompiled() as patch:
         patch.setenv("LORAKEET_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("LORAKEET_COMPILE", "0")
-        can_compile.cache_clear()  # another test of this process may have asked
         yield
-    can_compile.cache_clear()

@@ -158,6 +158,6 @@ def test_check_predicts_time_and_memory_of_the_configuration_it_is_given(tmp_pat
 
 def test_missing_data_is_said_before_a_model_is_loaded(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorakeet.training.run.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("lorakeet.chat_model.load", lambda *_, **__: pytest.fail("loaded"))
     assert main.run(["train", "demo", "no/such/file.jsonl"]) == 2
     assert "E-DATA-1 no/such/file.jsonl" in capsys.readouterr().err

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lorakeet.machine import compiling
+from tests.compiler import forget_compiler
 
 
 def test_without_a_compiler_the_same_python_runs_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("LORAKEET_COMPILE", raising=False)
-    compiling.can_compile.cache_clear()
+    forget_compiler()
     try:
         calls = []
 
@@ -32,7 +33,7 @@ def test_without_a_compiler_the_same_python_runs_and_says_so_once(monkeypatch, c
             "No C++ compiler found: training works, a little slower. Install g++ (or set CXX) for full speed."
         ]
     finally:
-        compiling.can_compile.cache_clear()
+        forget_compiler()
 
 
 def test_a_function_of_many_variants_stays_compiled():

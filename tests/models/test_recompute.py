@@ -12,6 +12,7 @@ from lorakeet.models.config import DecoderConfig
 from lorakeet.models.decoder import CausalLM
 from lorakeet.models.recompute import CHEAP, recompute_activations
 from lorakeet.objectives.sft import pack_for, packed_loss
+from tests.compiler import uncompiled
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -65,11 +66,9 @@ def assert_same(result, truth, tolerance=0.0):
 
 
 @pytest.fixture
-def eager(monkeypatch):
-    monkeypatch.setenv("LORAKEET_COMPILE", "0")
-    can_compile.cache_clear()
-    yield
-    can_compile.cache_clear()
+def eager():
+    with uncompiled():
+        yield
 
 
 @pytest.mark.usefixtures("eager")
