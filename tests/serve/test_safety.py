@@ -1,13 +1,13 @@
 """Bad requests get named statuses in OpenAI's form; clients that leave or dawdle cost nothing; the end is orderly."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +181,7 @@ def test_a_broken_engine_is_said_not_waited_for(build_app):
         threading.excepthook, before = (lambda args: None), threading.excepthook
         try:
             worker.engine.advance = lambda: 1 / 0
-            check_error(post(url), 503, "E-SRV-279")
+            check_error(post(url), 500, "E-SRV-288")
         finally:
             threading.excepthook = before
         check_error(post(url), 503, "E-SRV-279")
@@ -202,7 +202,7 @@ def test_what_is_on_its_way_to_a_broken_engine_fails_too(build_app):
             wait_until(lambda: app.state.server.metrics.num_open == 2)
             breaks.set()
             for reply in (first.result(20), second.result(20)):
-                check_error(reply, 503, "E-SRV-279")
+                check_error(reply, 500, "E-SRV-288")
             with pytest.raises(ServerError, match="E-SRV-279"):
                 call.result(20)
     finally:
@@ -243,39 +243,58 @@ def test_health_metrics_and_the_page(url):
     assert "//" not in page.text.replace("http://www.w3.org", "").split("<script>")[0], "nothing from elsewhere"
 
 
-def test_sigterm_drains(tmp_path):
-    """A stream that has begun ends whole, and the status is 0."""
-    script = textwrap.dedent("""
-        import sys
-        from tests.serve.conftest import build_model
-        from tests.data.conftest import trained
-        from lorakeet.data.templates.template import template_for
-        from lorakeet.serve.app import create_app
-        from lorakeet.serve.run import bound_socket, run_app
-        from lorakeet.serve.served import Served
-        tokenizer = trained("bpe-chatml")
-        served = Served("tiny", build_model(), tokenizer, template_for(tokenizer, name="chatml"))
-        run_app(create_app(served), bound_socket("127.0.0.1", int(sys.argv[1])), "tiny")
-    """)
+SERVER = """
+import sys
+from tests.serve.conftest import build_model
+from tests.data.conftest import trained
+from lorakeet.data.templates.template import template_for
+from lorakeet.serve.app import create_app
+from lorakeet.serve.run import bound_socket, run_app
+from lorakeet.serve.served import Served
+tokenizer = trained("bpe-chatml")
+served = Served("tiny", build_model(), tokenizer, template_for(tokenizer, name="chatml"))
+run_app(create_app(served), bound_socket("127.0.0.1", int(sys.argv[1])), "tiny")
+"""
+
+
+@contextlib.contextmanager
+def server_process(port):
+    """Serve in a process of its own, which answers when this begins."""
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "src")])
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], env={**os.environ, "PYTHONPATH": path}, cwd=root)
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}"), 120)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_server_is_noticed_and_starts_again_and_sigterm_drains():
+    """Its clients get an error at once, its port is free at once; a stream that SIGTERM finds ends whole, with status 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), str(root / "src")])
-    process = subprocess.Popen([sys.executable, "-c", script, str(port)], env={**os.environ, "PYTHONPATH": path}, cwd=root)
     url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: process.poll() is not None or _answers(url), 120)
-        body = {**CHAT, "model": "tiny", "max_tokens": 300, "stream": True, "temperature": 1, "seed": 1}
+    body = {**CHAT, "model": "tiny", "max_tokens": 300, "stream": True, "temperature": 1, "seed": 1}
+    with contextlib.ExitStack() as stack:
+        with server_process(port) as process:
+            client = stack.enter_context(httpx.Client(timeout=60))
+            streams = [stack.enter_context(client.stream("POST", f"{url}/v1/chat/completions", json=body)) for _ in range(3)]
+            process.kill()
+        for stream in streams:
+            with pytest.raises(httpx.TransportError):
+                stream.read()
+        with pytest.raises(httpx.ConnectError):
+            client.get(f"{url}/health")
+    with server_process(port) as process:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
             lines = reply.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _answers(url):

@@ -23,6 +23,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/", "/health")
 """Answered without a key: the page, which asks for the key, and whether the server lives."""
 
+_CLOSE = {"connection": "close"}
+
 
 def error_response(
     status: int, message: str, *, code: str | None = None, param: str | None = None, headers: dict[str, str] | None = None
@@ -98,7 +100,8 @@ class Gate:
         return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self.access.api_key.encode())
 
     def _too_large(self) -> JSONResponse:
-        return error_response(413, f"the body has more than {self.limits.body_bytes} bytes", code="body_too_large")
+        text = f"the body has more than {self.limits.body_bytes} bytes"
+        return error_response(413, text, code="body_too_large", headers=_CLOSE)  # else the rest of it would be read
 
     async def _body(self, receive: Receive) -> bytes | JSONResponse | None:
         """Read the whole body in its time; None if the client has left."""
@@ -110,7 +113,7 @@ class Gate:
                 message = await asyncio.wait_for(receive(), max(left, 0))
             except (asyncio.TimeoutError, TimeoutError):
                 text = f"the body did not arrive within {self.limits.body_seconds:g} s"
-                return error_response(408, text, code="slow_client", headers={"connection": "close"})
+                return error_response(408, text, code="slow_client", headers=_CLOSE)
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")

@@ -211,9 +211,11 @@ class _EventStream(StreamingResponse):
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
+        """Send the events. If the client takes none of them, the answers' time ends them; what is written stays unsent."""
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait_for(super().__call__(scope, receive, send), self._answers.seconds + 1)
+        except (asyncio.TimeoutError, TimeoutError):
+            pass
         finally:
             self._answers.close()
 

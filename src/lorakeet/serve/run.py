@@ -13,6 +13,8 @@ from lorakeet.errors import ServerError
 from lorakeet.serve.limits import LOOPBACK, Access
 
 KEY_VARIABLE = "LORAKEET_API_KEY"
+UNREAD_SECONDS = 60
+"""A connection whose client takes nothing of what is written for so long is ended, if the system knows how (Linux)."""
 
 
 def check_access(host: str, access: Access) -> None:
@@ -27,6 +29,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """Take a port, on which nobody is answered before `run_app`. Raises: ServerError E-SRV-287 if it is not free."""
     taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of the connections too, which inherit it
+        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
     try:
         taken.bind((host, port))
     except OSError as error:

@@ -19,6 +19,7 @@ from lorakeet.infer.mode import evaluating
 from lorakeet.models.decoder import CausalLM
 
 T = TypeVar("T")
+_FIX = "Start the server again; its log says why"
 
 
 class Worker:
@@ -110,10 +111,16 @@ class Worker:
             with suppress(Exception):  # the engine may be broken
                 self._calls.get_nowait()()
         for stream in (*self.engine.waiting, *self.engine.living):
-            stream.error = _stopped()
+            stream.error = _stopped() if self._is_closing else _broken()
             if stream.request.on_end is not None:
                 stream.request.on_end(stream)
 
 
 def _stopped() -> ServerError:
-    return ServerError("E-SRV-279", "the engine has stopped", fix="Start the server again; its log says why")
+    return ServerError("E-SRV-279", "the engine has stopped", fix=_FIX)
+
+
+def _broken() -> ServerError:
+    return ServerError(
+        "E-SRV-288", "the engine broke before this answer was whole", fix="Start the server again; its log says why"
+    )
