@@ -16,7 +16,7 @@ from lorakeet.exports.artefact import Missing, Options, Source
 from lorakeet.exports.export import export
 from lorakeet.exports.formats import find_format
 from lorakeet.lora.adapter import save_adapter
-from lorakeet.lora.inject import inject, lora_layers
+from lorakeet.lora.inject import inject, trained_updates
 from lorakeet.models import weights
 from tests.data.conftest import data_dir, phi3, phi3_bare, smollm2, trained  # noqa: F401
 
@@ -63,7 +63,7 @@ def write_adapter(directory, base, **changes):
     inject(model, config)
     torch.manual_seed(1)
     with torch.no_grad():
-        for _, layer in lora_layers(model):
+        for _, layer in trained_updates(model):
             layer.lora_A.normal_(std=0.2)
             layer.lora_B.normal_(std=0.2)
     save_adapter(

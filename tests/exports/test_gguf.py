@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorakeet.errors import ExportError
-from lorakeet.exports import gate, gguf_adapter, gguf_model, gguf_tokenizer
+from lorakeet.exports import gate, gguf_adapter, gguf_families, gguf_model, gguf_tokenizer
 from lorakeet.exports.artefact import EXACT, Options
 from lorakeet.exports.export import export
 from lorakeet.exports.formats import find_format
@@ -91,8 +91,8 @@ def test_every_type_is_what_the_package_gguf_makes_of_it(tmp_path, source, dtype
     GGUF.write(parts, tmp_path, Options(dtype))
     (file,) = tmp_path.glob("*.gguf")
     reader = gguf.GGUFReader(file)
-    names = {f"{gguf_model.gguf_name(name.removesuffix('.weight'))}.weight": name for name, _ in parts_tensors(parts)}
     weights = dict(parts_tensors(parts))
+    names = {f"{gguf_families.gguf_name(name.removesuffix('.weight'), parts.config)}.weight": name for name in weights}
     assert {tensor.name for tensor in reader.tensors} == set(names)
     for tensor in reader.tensors:
         found = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))

@@ -13,16 +13,9 @@ import torch
 
 from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, Written
+from lorakeet.exports.gguf_families import architecture, as_llama_cpp_has_it, gguf_name
 from lorakeet.exports.gguf_file import GgufFile, Planned, require_gguf
-from lorakeet.exports.gguf_model import (
-    ARCHITECTURE,
-    LIMITS,
-    add_base_model,
-    base_type,
-    gguf_name,
-    require_architecture,
-    write_model,
-)
+from lorakeet.exports.gguf_model import LIMITS, add_base_model, base_type, require_architecture, write_model
 from lorakeet.exports.llama_cpp import read_gguf
 from lorakeet.lora.inject import lora_layers, trained_updates
 from lorakeet.lora.layers import LinearLoRA
@@ -42,7 +35,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     dtype = options.dtype or "f32"
     alpha, tensors = lora_tensors(model)
     file = directory / f"{source.name}-lora-{dtype}.gguf"
-    with GgufFile(file, ARCHITECTURE) as out:
+    with GgufFile(file, architecture(source.config).name) as out:
         out.metadata.add_type("adapter")
         out.metadata.add_name(source.name)
         add_base_model(out.metadata, source)
@@ -89,9 +82,10 @@ def lora_tensors(model: CausalLM) -> tuple[float, dict[str, torch.Tensor]]:
     alpha = first.scaling * first.peft_rank
     tensors: dict[str, torch.Tensor] = {}
     for path, layer in layers.items():
-        pair, name = layer.to_peft(), f"{gguf_name(path)}.weight"
+        pair, name = layer.to_peft(), f"{gguf_name(path, model.config)}.weight"
+        B = as_llama_cpp_has_it(path, pair["lora_B.weight"].float(), model.config)
         tensors[f"{name}.lora_a"] = pair["lora_A.weight"].float()
-        tensors[f"{name}.lora_b"] = pair["lora_B.weight"].float() * (layer.scaling * layer.peft_rank / alpha)
+        tensors[f"{name}.lora_b"] = B * (layer.scaling * layer.peft_rank / alpha)
     return alpha, tensors
 
 

@@ -1,12 +1,14 @@
 """A tokenizer as GGUF metadata: so that llama.cpp makes the very ids of training, and stops where training stopped.
 
-data in: a Tokenizer, its template's text → out: `tokenizer.ggml.*` keys. SentencePiece-like BPE (Phi-3, Phi-3.5) and
-byte-level BPE (phi-4, Phi-4-mini, SmolLM2) are known; anything else is refused. Facts of llama.cpp's src/llama-vocab.cpp:
+data in: a Tokenizer, its template's text → out: `tokenizer.ggml.*` keys. SentencePiece-like BPE (Phi-3, Llama 2, Gemma) and
+byte-level BPE are known; anything else is refused. Facts of llama.cpp's src/llama-vocab.cpp:
 
 - White space behind control tokens is stripped only if the model's name contains phi-3 or phi3, and then `</s>` must
   be in the vocabulary.
 - An answer ends at the ids of eos, eot and eom, and at tokens that are known by their text.
 - `add_bos_token` puts a BOS in front of what the template has rendered; here the template alone writes it.
+- It gives templates the day as `date_string`, which those of Llama 3 take before their own; here they never see it.
+- Text of the vocabulary has "▁" for a space, text of added tokens does not.
 """
 
 import re
@@ -20,6 +22,13 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _ADDED_SCORE, _FILLER_SCORE = -1000.0, -10000.0
 _STRIPPING_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+_PRE_NAMES = {
+    r"\p{L}+|\p{N}{1,3}|": "dbrx",  # phi-4, and Llama 3 if words that are a token need no merges
+    r"\p{L}+|\p{N}|": "qwen2",
+    r"\p{M}]+(?i:": "gpt-4o",  # Phi-4-mini
+    r"\p{M}]+|[^\r\n": "tekken",  # Mistral Nemo and Small
+}
+"""What llama.cpp calls a way to find words, by a part of its regular expression."""
 # What ends an answer in llama.cpp by its text alone, of the tokens that the supported vocabularies have.
 _ENDS_BY_TEXT = {"<|end|>", "<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>"}
 
@@ -73,7 +82,12 @@ def add_tokenizer(metadata: Any, tokenizer: Tokenizer, template: str, vocab_size
         getattr(metadata, f"add_{key}_token_id")(token_id)
     metadata.add_add_bos_token(False)
     metadata.add_add_eos_token(False)
-    metadata.add_chat_template(template)
+    metadata.add_chat_template(_without_their_day(template))
+
+
+def _without_their_day(template: str) -> str:
+    """Rename what llama.cpp would set, so that the template writes the day that it wrote in training."""
+    return template.replace("date_string", "own_date_string")
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -99,13 +113,12 @@ def pre_name(tokenizer: Tokenizer) -> str:
         return "smollm"
     if kinds == ["ByteLevel"] and words_by_itself:
         return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and r"\p{Lu}\p{Lt}" in patterns:
-        return "gpt-4o"  # Phi-4-mini
-    if kinds == ["Split", "ByteLevel"] and r"\p{N}{1,3}" in patterns:
-        return "dbrx"  # phi-4: the words of cl100k
+    found = [name for part, name in _PRE_NAMES.items() if part in patterns and kinds == ["Split", "ByteLevel"]]
+    if found:
+        return "llama-bpe" if found == ["dbrx"] and tokenizer.spec["model"].get("ignore_merges") else found[0]
     raise ExportError(
         "E-EXP-204",
-        f"llama.cpp has no name for the way this tokenizer finds words ({', '.join(kinds)})",
+        f"llama.cpp has no name for the way this tokenizer finds words ({', '.join(kinds)} {patterns})",
         place=tokenizer.place,
         fix="Export with --format hf",
     )
@@ -131,6 +144,8 @@ def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[
         tokens[i], types[i] = token, _BYTE if _BYTE_TOKEN.fullmatch(token) else _NORMAL
         scores[i] = float(-ranks.get(token, 0))
     for added in tokenizer.spec["added_tokens"]:
+        if not added["special"] and "▁" in added["content"] and added["content"] in tokenizer.spec["model"]["vocab"]:
+            continue  # Gemma's runs of spaces, which merges make, as they make words
         i = added["id"]
         tokens[i], scores[i], types[i] = added["content"], _ADDED_SCORE, _CONTROL if added["special"] else _USER_DEFINED
     return tokens, scores, types

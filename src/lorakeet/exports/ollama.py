@@ -50,7 +50,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     lines += [f"TEMPLATE {_quoted(template, 'the chat template')}"]
     lines += [f"SYSTEM {_quoted(system, 'the system prompt')}"] if system and "system" in layout.roles else []
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stop_texts(source)]
-    lines += [f"PARAMETER num_ctx {gguf_model.proven_context(source.config)}"]
+    lines += [f"PARAMETER num_ctx {gguf_model.context_to_ask_for(source.config)}"]
     write_file(directory / MODELFILE, ("\n".join(lines) + "\n").encode())
     name = re.sub(r"[^a-z0-9._-]", "-", source.name.lower()) or "tuned"
     notes = (*gguf_model.notes(source.config), *_NOTES, *((_ADAPTER_NOTE,) if options.adapter else ()))

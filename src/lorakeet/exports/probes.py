@@ -6,6 +6,7 @@ that looks like control tokens. A prompt that names a control token of this voca
 was text, while other programs read it as the token itself, whatever the artefact says.
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,8 @@ def choose_probes(source: Source, *, count: int = NUM_PROBES) -> Probes:
             ids.append(found)
 
     rows, notes = _rows(source)
-    take(_prompts(rows), min(MAX_ROWS, count))
+    # llama.cpp composes no accents, where the tokenizers of Qwen do.
+    take((one for one in _prompts(rows) if unicodedata.is_normalized("NFC", one.said)), min(MAX_ROWS, count))
     num_rows = len(conversations)
     swallows = any(token.rstrip for token in source.tokenizer.control_tokens.values())
     made_up = dict.fromkeys(_made_up(source.system))

@@ -28,9 +28,7 @@ def _tables(config: DecoderConfig, rotary: Rotary | None, position_ids_T: torch.
     """Return cosines and sines; under LongRoPE each document's own length chooses its frequencies."""
     if rotary is None:
         return None, None
-    device, scaling = position_ids_T.device, rotary.scaling
-    exponents_R = torch.arange(0, config.rotary_dim, 2, device=device).float() / config.rotary_dim
-    inv_freq_R = 1.0 / rotary.theta**exponents_R
+    scaling, inv_freq_R = rotary.scaling, _frequencies(config.rotary_dim, rotary.theta, position_ids_T.device)
     if scaling is None:
         return rope_tables(position_ids_T, inv_freq_R, 1.0)
     if isinstance(scaling, LinearRope):
@@ -41,6 +39,17 @@ def _tables(config: DecoderConfig, rotary: Rotary | None, position_ids_T: torch.
         return rope_tables(position_ids_T, _yarn(inv_freq_R, scaling, rotary.theta), scaling.attention_factor)
     factor_TR = _longrope_factors(config, scaling, position_ids_T, cu_seqlens)
     return rope_tables(position_ids_T, inv_freq_R / factor_TR, scaling.attention_factor)
+
+
+def llama3_factors(rotary_dim: int, rotary: Rotary) -> torch.Tensor:
+    """Return by what the frequency of each pair is divided, (R,); `rotary` has Llama3Rope."""
+    assert isinstance(rotary.scaling, Llama3Rope)
+    inv_freq_R = _frequencies(rotary_dim, rotary.theta)
+    return inv_freq_R / _llama3(inv_freq_R, rotary.scaling)
+
+
+def _frequencies(rotary_dim: int, theta: float, device: torch.device | None = None) -> torch.Tensor:
+    return 1.0 / theta ** (torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim)
 
 
 def _llama3(inv_freq_R: torch.Tensor, scaling: Llama3Rope) -> torch.Tensor:
