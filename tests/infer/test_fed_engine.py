@@ -135,6 +135,25 @@ def test_a_known_beginning_is_not_read_again_and_changes_nothing(model):
     assert engine.prefixes.num_hit_tokens > 0
 
 
+def test_what_prompts_that_wait_together_begin_with_is_read_once(model):
+    system = [(3 * i + 2) % 64 for i in range(20)]
+    prompts = [[*system, tail, 1] for tail in range(1, 7)]
+    engine = Engine(model, prefix_bytes=1 << 22)
+    sequences = [engine.submit(request(prompt)) for prompt in prompts]
+    drain(engine)
+    assert [sequence.num_cached_tokens for sequence in sequences] == [0] + [len(system)] * 5
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        assert sequence.generation == generate(model, [prompt], stop_ids=(), max_new_tokens=NUM_TOKENS)[0]
+
+
+def test_prompts_that_share_little_are_read_together(model):
+    engine = Engine(model, prefix_bytes=1 << 22)
+    sequences = [engine.submit(request([5] * 12 + [tail])) for tail in range(1, 4)]
+    with evaluating(model):
+        engine.advance()
+    assert engine.living == sequences
+
+
 def test_a_conversation_goes_on_behind_its_own_answer(build):
     model = build()
     engine = Engine(model, prefix_bytes=1 << 22)

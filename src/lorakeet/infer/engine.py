@@ -32,8 +32,12 @@ MAX_SEQUENCES = 64
 """Sequences alive at once. More would not be faster: from about here a pass is bound by arithmetic."""
 PROMPT_TOKENS = 4096
 """Prompt tokens read in one pass, unless a single prompt is longer."""
+LEAST_SPARED = 64
+"""Prompt tokens that must be spared for one prompt to be read in a pass before those that begin like it."""
 CACHE_BYTES = 2 << 30
 """Size of the cache that is not exceeded by taking in more sequences; one sequence may always live."""
+BEGINNING_BYTES = 256 << 20
+"""Kept of what prompts begin with while several are answered: a system prompt of 1,000 tokens of a Phi-3-mini."""
 
 
 class Constraint(Protocol):
@@ -151,7 +155,7 @@ def generate(
         )
 
     with evaluating(model):
-        engine = Engine(model)
+        engine = Engine(model, prefix_bytes=BEGINNING_BYTES if len(prompts) > 1 else 0)
         sequences = [engine.prepare(request(index, prompt)) for index, prompt in enumerate(prompts)]
         for sequence in sorted(sequences, key=lambda sequence: -sequence.max_length):
             engine.enqueue(sequence)
@@ -236,7 +240,8 @@ class Engine:
           narrower or lower than it is now, and holds at most `max_cache_tokens`;
         - prompt tokens of one pass: PROMPT_TOKENS, which bounds how long the living ones wait.
 
-        The first of an empty batch always goes in, however long: nothing else could ever make room for it.
+        The first of an empty batch always goes in, however long: nothing else could ever make room for it. It goes alone
+        if the others begin like it and need not read that afterwards.
         """
         if len(self.living) > MAX_SEQUENCES * 3 // 4:
             return []
@@ -251,7 +256,19 @@ class Engine:
             if num_rows > 1 and (is_full or (newcomers and num_tokens > PROMPT_TOKENS)):
                 break
             newcomers.append(self.waiting.popleft())
-        return newcomers
+        return self._first_of_alike(newcomers)
+
+    def _first_of_alike(self, newcomers: list[Stream]) -> list[Stream]:
+        """Let the others wait for the first one if that spares them much: a system prompt that all share is read once."""
+        if len(newcomers) < 2:
+            return newcomers
+        first, *others = newcomers
+        key = self._prefix_key(first)
+        alike = [other.ids for other in others if self._prefix_key(other) == key]
+        if self.prefixes.num_spared(key, first.ids, alike) < LEAST_SPARED:
+            return newcomers
+        self.waiting.extendleft(reversed(others))
+        return [first]
 
     def _read_prompts(self, newcomers: list[Stream]) -> None:
         known = [self.prefixes.find(self._prefix_key(sequence), sequence.ids) for sequence in newcomers]

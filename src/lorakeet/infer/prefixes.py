@@ -36,16 +36,27 @@ class PrefixCache:
 
     def find(self, key: Hashable, ids: Sequence[int]) -> tuple[Beginning, int] | None:
         """Return what holds the longest beginning of `ids` under `key`, and its length, which leaves one token at least."""
-        best, length = None, SHORTEST - 1
-        for entry in self._kept:
-            if entry[0] == key and (common := _common(entry[1], ids)) > length:
-                best, length = entry, common
-        length = min(length, len(ids) - 1)
-        if best is None or length < SHORTEST:
+        best, length = self._longest(key, ids)
+        if best is None:
             return None
         self._kept.move_to_end(best)
         self.num_hit_tokens += length
         return self._kept[best], length
+
+    def num_spared(self, key: Hashable, ids: Sequence[int], others: Sequence[Sequence[int]]) -> int:
+        """Count the tokens of `others` that need not be read once `ids` is kept, beyond those that are known already."""
+        if len(ids) > self.max_tokens:
+            return 0
+        shared = [_usable(_common(ids, other), other) for other in others]
+        return sum(max(0, now - self._longest(key, other)[1]) for now, other in zip(shared, others, strict=True))
+
+    def _longest(self, key: Hashable, ids: Sequence[int]) -> tuple[tuple[Hashable, tuple[int, ...]] | None, int]:
+        """Return the entry with the longest beginning of `ids` that can be used, and its length; None and 0 without one."""
+        best, length = None, 0
+        for entry in self._kept:
+            if entry[0] == key and (common := _usable(_common(entry[1], ids), ids)) > length:
+                best, length = entry, common
+        return best, length
 
     def knows(self, key: Hashable, ids: Sequence[int]) -> bool:
         """Tell whether all of `ids` is the beginning of something kept."""
@@ -60,6 +71,12 @@ class PrefixCache:
         self._kept[key, tuple(ids)] = beginning
         while self.num_tokens > self.max_tokens:
             self._kept.popitem(last=False)
+
+
+def _usable(common: int, ids: Sequence[int]) -> int:
+    """Return how much of a common beginning serves a prompt: its last token is read in any case, for what follows it."""
+    length = min(common, len(ids) - 1)
+    return length if length >= SHORTEST else 0
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
