@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorakeet.errors import ConfigError, ModelError
-from lorakeet.infer.sampling import GREEDY, Sampling, candidates, choose
+from lorakeet.infer.sampling import GREEDY, Sampling, candidates, choose, penalize_repetition
 
 
 def draw(logits, sampling, n=4000):
@@ -35,6 +35,16 @@ def test_top_k_and_top_p_leave_out_the_rest():
     assert set(draw(logits, Sampling(1.0, top_p=0.49, seed=0), 500)) == {0}
     assert set(draw(logits, Sampling(1.0, top_p=0.6, seed=0), 500)) == {0, 2}
     assert set(draw(logits, Sampling(1.0, top_p=1e-9, seed=0), 50)) == {0}
+
+
+@pytest.mark.parametrize("tiny", [1e-6, 1e-30, 1e-45, 1e-300])
+@pytest.mark.parametrize("size", [1.0, 1e30])
+def test_the_least_temperature_and_top_p_take_the_most_likely(tiny, size):
+    logits = torch.tensor([[0.5, 3.0, 2.999, -1.0], [-7.0, -8.0, float("-inf"), -9.0]]) * size
+    for sampling in (Sampling(tiny, seed=0), Sampling(1.0, tiny, seed=0), Sampling(tiny, tiny, min_p=1.0, seed=0)):
+        assert choose(logits, sampling, [sampling.generator(0), sampling.generator(1)]) == [1, 0]
+    penalized = penalize_repetition(torch.tensor([0.5, -3.0, 2.0]) * size, [0, 1], tiny)
+    assert penalized.isfinite().all()
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.3, 0), (0.7, 0), (0.9, 5), (1.0, 3), (1.0, 0)])

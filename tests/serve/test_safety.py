@@ -42,8 +42,17 @@ def check_error(reply, status, text=""):
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b"\xff\xfe", 400), (b"", 400), (b"[" * 100_000, 400), (b"[]", 400), (b" " * (1 << 20) + b"{}", 413)],
-    ids=["cut", "not-utf-8", "empty", "deep", "list", "huge"],
+    [
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b'{"model": "\\uD800"}', 400),
+        (b'{"model": "\xed\xa0\x80"}', 400),
+        (b"", 400),
+        (b"[" * 100_000, 400),
+        (b"[]", 400),
+        (b" " * (1 << 20) + b"{}", 413),
+    ],
+    ids=["cut", "not-utf-8", "surrogate", "surrogate-bytes", "empty", "deep", "list", "huge"],
 )
 def test_bodies_that_are_none(url, body, status):
     check_error(post(url, body), status)
@@ -68,10 +77,17 @@ def test_bodies_that_are_none(url, body, status):
         ({"model": "../one"}, 404, "does not exist"),
         ({"chat_template": "{{ 1 }}"}, 400, "chat_template"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
     ],
 )
 def test_requests_out_of_range(url, changes, status, text):
     check_error(post(url, **changes), status, text)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+def test_the_least_numbers_are_answered(url, name):
+    for least in (1e-45, 5e-324):
+        assert post(url, **{"temperature": 1, name: least}).status_code == 200
 
 
 def test_control_tokens_in_a_message_are_text(url):

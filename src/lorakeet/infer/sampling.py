@@ -14,6 +14,9 @@ import torch
 
 from lorakeet.errors import ConfigError, ModelError
 
+LEAST = torch.finfo(torch.float32).tiny
+"""A temperature or top_p below it would be 0 in float32; it has the same effect."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -100,7 +103,9 @@ def penalize_repetition(logits_V: torch.Tensor, ids: Sequence[int], penalty: flo
     """
     found = torch.tensor(sorted(set(ids)), device=logits_V.device)
     values = logits_V[found]
-    return logits_V.index_put((found,), torch.where(values < 0, values * penalty, values / penalty))
+    penalized = torch.where(values < 0, values * penalty, values / penalty)
+    most = torch.finfo(values.dtype).max  # a penalty near 0 has no quotient
+    return logits_V.index_put((found,), penalized.clamp(-most, most))
 
 
 def candidates(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,11 +114,12 @@ def candidates(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tenso
     Source of top_p: Holtzman et al. 2020, arXiv:1904.09751; of top_k: Fan et al. 2018, arXiv:1805.04833.
     """
     V = logits_BV.shape[-1]
-    logits, ids = torch.topk(logits_BV.float() / sampling.temperature, min(sampling.top_k or V, V), dim=-1)
-    probs = logits.softmax(-1)
+    logits, ids = torch.topk(logits_BV.float(), min(sampling.top_k or V, V), dim=-1)
+    # Below the most likely one, divided by no less than float32 can: so the first quotient is 0, however small the temperature.
+    probs = ((logits - logits[:, :1]) / max(sampling.temperature, LEAST)).softmax(-1)
     # A token stays where those before it do not yet reach top_p; so the first one always does.
     before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+    probs = probs.masked_fill(before >= max(sampling.top_p, LEAST), 0.0)
     if sampling.min_p > 0:
         probs = probs.masked_fill(probs < sampling.min_p * probs[:, :1], 0.0)
     return probs / probs.sum(-1, keepdim=True), ids

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route sees it: host, origin, key, kind and size of its body, and its time.
+"""What every HTTP request passes before a route sees it: host, origin, key, kind, size and encoding of its body, and its time.
 
 data in: ASGI messages → out: the same, the body already whole; or an error in OpenAI's form. It knows no routes but the
 open ones, which hold nothing of anyone's.
@@ -6,6 +6,7 @@ open ones, which hold nothing of anyone's.
 
 import asyncio
 import hmac
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -120,7 +121,22 @@ class Gate:
             if len(body) > self.limits.body_bytes:
                 return self._too_large()
             if not message.get("more_body", False):
-                return bytes(body)
+                if _is_unicode(bytes(body)):
+                    return bytes(body)
+                return error_response(400, "the body is not UTF-8, or names half of a surrogate pair", code="unicode")
+
+
+def _is_unicode(body: bytes) -> bool:
+    """Tell whether a body and its texts are Unicode: Python's JSON lets halves of surrogate pairs through, no encoder does."""
+    try:
+        body.decode()
+        if b"\\ud" in body.lower():
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeError:
+        return False
+    except (ValueError, RecursionError):  # no JSON: said by whoever reads it
+        return True
+    return True
 
 
 def _name(host: str) -> str:
