@@ -74,7 +74,8 @@ def compare(before: Path, workload: str, steps: int, model: Path) -> str:
         rows = Path(folder) / "rows.json"
         workloads.write_rows(workload, steps, model, rows)
         r, targets = ADAPTERS["r16-all-linear"]
-        arguments = [str(model), str(rows), str(workloads.BATCH[workload]), str(r), targets]
+        shaped = workloads.model_directory(workload, model, Path(folder))
+        arguments = [str(shaped), str(rows), str(workloads.BATCH[workload]), str(r), targets]
         pair = [Trainer(checkout, arguments) for checkout in (before, HERE)]
         for turn in range(workloads.WARM_UP + steps):
             order = pair if turn % 2 else pair[::-1]

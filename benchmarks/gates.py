@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.system import LR, TARGETS, learned_losses, padded, peft_model
+from benchmarks.system import LR, learned_losses, padded, peft_model, target_names
 from benchmarks.workloads import read_rows
 from lorakeet.config import LoraConfig, TrainingConfig
 from lorakeet.data.conversation import Example
 from lorakeet.data.pack import pack
-from lorakeet.lora.inject import inject
+from lorakeet.lora.inject import inject, trained_updates
 from lorakeet.machine.hardware import best_dtype
 from lorakeet.models.decoder import CausalLM
 from lorakeet.models.weights import load_model
@@ -138,9 +138,14 @@ def our_model(model_dir: Path, r: int, targets: list[str], adapter: dict[str, Te
     torch.manual_seed(0)
     inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
     for name, value in (adapter or {}).items():
-        model.get_parameter(name).data.copy_(value)
+        pairs(model)[name].data.copy_(value)
     model.compile_layers()
     return model.train()
+
+
+def pairs(model: CausalLM) -> dict[str, nn.Parameter]:
+    """Return every A and B by the names that the model's checkpoint has for their layers."""
+    return {f"{path}.{name}": getattr(update, name) for path, update in trained_updates(model) for name in ("lora_A", "lora_B")}
 
 
 def _drawn_adapter(model_dir: Path, r: int, targets: list[str]) -> dict[str, Tensor]:
@@ -148,10 +153,9 @@ def _drawn_adapter(model_dir: Path, r: int, targets: list[str]) -> dict[str, Ten
     model = our_model(model_dir, r, targets, None, torch.float32)
     generator = torch.Generator().manual_seed(1)
     adapter = {}
-    for name, param in model.named_parameters():
-        if param.requires_grad:
-            scale = 0.02 if "lora_B" in name else param.std().item()
-            adapter[name] = (torch.randn(param.shape, generator=generator) * scale).bfloat16().float()
+    for name, param in pairs(model).items():
+        scale = 0.02 if "lora_B" in name else param.std().item()
+        adapter[name] = (torch.randn(param.shape, generator=generator) * scale).bfloat16().float()
     return adapter
 
 
@@ -169,7 +173,7 @@ def _peft_name(name: str) -> str:
 def _compute_ours(model: CausalLM, loss_rows: list[Example], halves: list[list[Example]]) -> Computed:
     with torch.no_grad():
         row_losses = torch.cat([_token_losses(model, [row]) for row in loss_rows])
-    params = [param for param in model.parameters() if param.requires_grad]
+    params = list(pairs(model).values())
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=LR, weight_decay=0.0))
     losses, gradient = [], torch.empty(0)
     for half in halves:
@@ -257,7 +261,7 @@ def main() -> None:
     """Check, print, and exit with 1 where a gate fails."""
     model_dir, file, r, targets = sys.argv[1:]
     rows = read_rows(Path(file))
-    gates = check_gates(Path(model_dir), rows, int(r), TARGETS[targets], best_dtype("cpu"))
+    gates = check_gates(Path(model_dir), rows, int(r), target_names(Path(model_dir), targets), best_dtype("cpu"))
     used = gate_rows(rows)
     print(
         json.dumps(

@@ -50,10 +50,13 @@ def _random_state(config: DecoderConfig, seed: int) -> Iterator[tuple[str, torch
         model = CausalLM(config)
     rng = np.random.Generator(np.random.SFC64(seed))
     for name, parameter in model.named_parameters():
-        yield name, torch.ones(parameter.shape) if parameter.ndim == 1 else _random_matrix(parameter.shape, rng)
+        if name.endswith("norm.weight"):
+            yield name, torch.full(parameter.shape, 0.0 if config.norms_add_one else 1.0)
+        else:
+            yield name, _random_tensor(parameter.shape, rng)
 
 
-def _random_matrix(shape: torch.Size, rng: np.random.Generator) -> torch.Tensor:
+def _random_tensor(shape: torch.Size, rng: np.random.Generator) -> torch.Tensor:
     """Draw bf16 numbers of random sign and size 2**-6 to 2**-5, as raw bits: drawing normal ones takes minutes."""
     num_words = math.ceil(shape.numel() / 4)
     bits = rng.integers(0, 2**64, num_words, dtype=np.uint64).view(np.uint16)[: shape.numel()]

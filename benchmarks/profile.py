@@ -81,7 +81,7 @@ def measure(model: Path, rows: Path, batch: int, r: int, targets: str) -> Breakd
         if len(times) == WARM_UP:
             profiler.start()
 
-    system.lorakeet(model, examples, batch, r, system.TARGETS[targets], after_step=after_step)
+    system.lorakeet(model, examples, batch, r, system.target_names(model, targets), after_step=after_step)
     profiler.stop()
     events = [
         (event.key, event.input_shapes, event.count, event.self_cpu_time_total / 1e3)

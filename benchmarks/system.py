@@ -29,11 +29,19 @@ from lorakeet.data.conversation import Example
 from lorakeet.dist import device
 from lorakeet.machine.hardware import best_dtype
 from lorakeet.machine.peak_memory import peak_memory_bytes
+from lorakeet.models.config_file import load_config, stored_parts
+from lorakeet.models.families.shared import SPLIT
 
 LR = 2e-4
 DEVICE = device()
 ALL_LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = {"all-linear": ALL_LINEAR, "attention": ["qkv_proj", "o_proj"]}
+
+
+def target_names(model_dir: Path, targets: str) -> list[str]:
+    """Return the layers that get adapters, by the names that the model's checkpoint and so its peers have for them."""
+    parts = stored_parts(load_config(model_dir))
+    return [name for target in TARGETS[targets] for name in parts.get(target, [target])]
 
 
 def lorakeet(
@@ -131,8 +139,7 @@ def unsloth(model_dir: Path, rows: list[Example], batch: int, r: int, targets: l
         str(model_dir), max_seq_length=8192, dtype=best_dtype(DEVICE), load_in_4bit=False, local_files_only=True
     )
     # It splits Phi-3's fused layers, so that these are the same matrices.
-    split = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-    names = [name for target in targets for name in split.get(target, [target])]
+    names = [name for target in targets for name in SPLIT.get(target, [target])]
     model = FastLanguageModel.get_peft_model(
         model, r=r, lora_alpha=2 * r, target_modules=names, lora_dropout=0, bias="none", use_gradient_checkpointing=False
     )
@@ -257,7 +264,7 @@ def main() -> None:
     examples, size = read_rows(Path(rows)), int(batch)
     # TRL compiles nothing: one warm-up step will do.
     skipped = WARM_UP - 1 if name in ("trl", "unsloth") else 0
-    steps = system(Path(model_dir), examples[skipped * size :], size, int(r), TARGETS[targets])
+    steps = system(Path(model_dir), examples[skipped * size :], size, int(r), target_names(Path(model_dir), targets))
     timed = steps[WARM_UP - skipped :]
     seconds = sum(step["seconds"] for step in timed)
     tokens = sum(step["tokens"] for step in timed)

@@ -10,6 +10,9 @@ The goals compare with `peft`, the best that a loop over PEFT's model reaches; `
 the model's forward apart, and is measured beside it. Last comes where a step's time goes (benchmarks.profile), so that on
 another kind of CPU the next thing to speed up is read off.
 
+Workloads that have a shape of their own (Q05, L1, G270) are measured when they are named, on a model of random weights
+that is made for it.
+
 usage: python -m benchmarks.throughput [--workloads W1 W3] [--adapters r16-all-linear] [--systems lorakeet peft]
        [--rounds 3] [--steps 3]
 """
@@ -52,17 +55,22 @@ LABELS = {
 }
 ADAPTERS = {"r16-all-linear": (16, "all-linear"), "r8-attention": (8, "attention")}
 
-# What this project wants to reach: times the tokens/s of the tuned peer, share of the roofline, memory over TRL's. The
-# roofline's share depends on how fast products are beside everything else, so each kind of CPU has its own.
+# What this project wants to reach: times the tokens/s of the tuned peer, share of the roofline, memory over TRL's or the
+# tuned peer's. The roofline's share depends on how fast products are beside everything else, so each kind of CPU has its own.
 ROOFLINE_GOALS = {"AMX": 0.65, "AVX512-BF16": 0.75, "AVX2": 0.75}
-GOALS = {
+_OF_FAMILIES = {"peft": 1.5, "peft memory": 0.40}
+GOALS: dict[str, dict[str, float]] = {
     "W1": {"peft": 1.7, "memory": 0.25},
     # Products of the shared prompt, which the roofline counts for every row, are done once.
     "W2": {"peft": 1.7, "memory": 0.25, "roofline": 1.10},
     "W3": {"peft": 1.7, "memory": 0.25},
     "W4": {"peft": 1.7, "memory": 0.25},
     "W5": {"memory": 0.25, "roofline": 0.85},
+    "Q05": _OF_FAMILIES,
+    "L1": _OF_FAMILIES,
+    "G270": _OF_FAMILIES,
 }
+_MEMORY_OF = {"memory": ("trl", "TRL's"), "peft memory": ("peft", "tuned PEFT's")}
 # For the first estimate of how long a run takes: share of the roofline each system reaches, seconds to start.
 _USUAL_SHARE, _START_S = {"lorakeet": 0.6, "peft": 0.25, "peft-learned": 0.3, "trl": 0.1}, 15.0
 
@@ -73,6 +81,7 @@ class Case:
 
     workload: str
     adapters: str
+    model: Path
     rows: Path
     runs: dict[str, list[dict]] = field(default_factory=dict)
     rooflines: list[float] = field(default_factory=list)
@@ -88,16 +97,16 @@ class Case:
         """Tokens a second that the model's matrix products alone would allow, attention's included."""
         return statistics.median(self.rooflines)
 
-    def arguments(self, model: Path) -> list[str]:
+    def arguments(self) -> list[str]:
         """Return what `benchmarks.system` is called with after the system's name."""
         r, targets = ADAPTERS[self.adapters]
-        return [str(model), str(self.rows), str(workloads.BATCH[self.workload]), str(r), targets]
+        return [str(self.model), str(self.rows), str(workloads.BATCH[self.workload]), str(r), targets]
 
 
-def pass_gates(case: Case, model: Path) -> dict:
+def pass_gates(case: Case) -> dict:
     """Run the gates in a process of their own; end the whole run with status 1 where one fails."""
     r, targets = ADAPTERS[case.adapters]
-    command = [sys.executable, "-m", "benchmarks.gates", str(model), str(case.rows), str(r), targets]
+    command = [sys.executable, "-m", "benchmarks.gates", str(case.model), str(case.rows), str(r), targets]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         outcome = json.loads(done.stdout.strip().splitlines()[-1])
@@ -112,10 +121,10 @@ def pass_gates(case: Case, model: Path) -> dict:
     return outcome
 
 
-def measure(system: str, case: Case, model: Path) -> dict:
+def measure(system: str, case: Case) -> dict:
     """Train one system in a process of its own and read what it prints."""
     environment = os.environ | (TUNED if system.startswith("peft") else {}) | {"TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "benchmarks.system", system, *case.arguments(model)]
+    command = [sys.executable, "-m", "benchmarks.system", system, *case.arguments()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(f"{system} failed:\n{done.stderr[-3000:]}")
@@ -157,7 +166,7 @@ def _linear_seconds(rows: int, width_in: int, width_out: int, repeats: int = 7, 
     return statistics.median(times[warm_up:])
 
 
-def case_roofline(case: Case, model: Path) -> float:
+def case_roofline(case: Case) -> float:
     """Measure the roofline for steps of this case's size."""
     rows = workloads.read_rows(case.rows)
     lengths = [len(row.input_ids) for row in rows]
@@ -165,13 +174,13 @@ def case_roofline(case: Case, model: Path) -> float:
     share = sum(row.num_supervised_tokens for row in rows) / tokens
     mean_step = tokens * workloads.BATCH[case.workload] // len(rows)
     row_length = sum(length**2 for length in lengths) / tokens
-    return roofline_tokens_per_second(load_config(model), mean_step, share, row_length)
+    return roofline_tokens_per_second(load_config(case.model), mean_step, share, row_length)
 
 
-def estimate_seconds(case: Case, systems: list[str], model: Path) -> float:
+def estimate_seconds(case: Case, systems: list[str]) -> float:
     """Guess how long one round of a case takes."""
     tokens = sum(len(row.input_ids) for row in workloads.read_rows(case.rows))
-    return sum(tokens / (case_roofline(case, model) * _USUAL_SHARE[system]) + _START_S for system in systems)
+    return sum(tokens / (case_roofline(case) * _USUAL_SHARE[system]) + _START_S for system in systems)
 
 
 def table(cases: list[Case]) -> str:
@@ -203,13 +212,14 @@ def goal_table(cases: list[Case]) -> str:
     lines = [f"| Workload | Adapters | Goal on {kind} | Reached | |", "|---|---|---:|---:|---|"]
     for case in cases:
         ours = case.median("lorakeet", "tokens_per_second")
-        for key, goal in ({"roofline": ROOFLINE_GOALS[kind]} | GOALS[case.workload]).items():
+        for key, goal in goals_of(case.workload).items():
             if key == "roofline":
                 reached, is_met = ours / case.roofline, ours / case.roofline >= goal
                 words = f"≥ {goal:.0%} of the roofline | {reached:.0%}"
-            elif key == "memory" and "trl" in case.runs:
-                reached = case.median("lorakeet", "peak_memory_bytes") / case.median("trl", "peak_memory_bytes")
-                is_met, words = reached <= goal, f"≤ {goal:.0%} of TRL's peak memory | {reached:.0%}"
+            elif key in _MEMORY_OF and _MEMORY_OF[key][0] in case.runs:
+                peer, whose = _MEMORY_OF[key]
+                reached = case.median("lorakeet", "peak_memory_bytes") / case.median(peer, "peak_memory_bytes")
+                is_met, words = reached <= goal, f"≤ {goal:.0%} of {whose} peak memory | {reached:.0%}"
             elif key in case.runs:
                 reached = ours / case.median(key, "tokens_per_second")
                 is_met, words = reached >= goal, f"≥ {goal:g}× {LABELS[key]} | {reached:.2f}×"
@@ -219,16 +229,22 @@ def goal_table(cases: list[Case]) -> str:
     return "\n".join(lines)
 
 
+def goals_of(workload: str) -> dict[str, float]:
+    """Return what a workload is to reach here; the share of the roofline is asked of the layout that it was set for."""
+    on_this_cpu = {} if workload in workloads.SHAPES else {"roofline": ROOFLINE_GOALS[kind_of_cpu()]}
+    return on_this_cpu | GOALS[workload]
+
+
 def kind_of_cpu() -> str:
     """Name the fastest units for matrix products that this CPU has."""
     flags = set(" ".join(cpu_info("flags")).split())
     return "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else "AVX2"
 
 
-def where_time_goes(case: Case, model: Path) -> str:
+def where_time_goes(case: Case) -> str:
     """Profile a step of ours in a process of its own; return its table."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.profile", *case.arguments(model)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.profile", *case.arguments()], capture_output=True, text=True, check=False
     )
     return done.stdout if done.returncode == 0 else f"no profile: {done.stderr.strip().splitlines()[-1:]}"
 
@@ -249,7 +265,7 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     text = "\n\n".join(
         [
             f"# Throughput, {STARTED:%Y-%m-%d %H:%M}",
-            f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; model {options.model}, "
+            f"{machine()}; commit {commit.stdout.strip() or 'unknown'}; {models_of(measured, options)}, "
             f"{str(best_dtype('cpu')).removeprefix('torch.')}; text from "
             f"{'GSM8K' if workloads.gsm8k_file() else 'the demo rows'}; medians of {' to '.join(map(str, rounds))} rounds "
             f"of {options.steps} timed steps each. Command: `python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
@@ -264,9 +280,17 @@ def write_results(cases: list[Case], options: argparse.Namespace, gates: list[st
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{stem}.svg").write_text(
-        bar_chart(f"Training speed of {options.model}: tokens a second, more is better", "tokens/s", groups), encoding="utf-8"
+        bar_chart(f"Training speed, {models_of(measured, options)}: tokens a second, more is better", "tokens/s", groups),
+        encoding="utf-8",
     )
     return text
+
+
+def models_of(cases: list[Case], options: argparse.Namespace) -> str:
+    """Say which models were measured."""
+    named = [] if all(case.workload in workloads.SHAPES for case in cases) else [f"model {options.model}"]
+    random = {case.workload: workloads.TITLES[case.workload] for case in cases if case.workload in workloads.SHAPES}
+    return ", ".join([*named, *(f"random weights in the {title}" for title in random.values())])
 
 
 def machine() -> str:
@@ -283,7 +307,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(workloads.WORKLOADS)
-    parser.add_argument("--workloads", nargs="+", default=names, choices=names)
+    usual = [name for name in names if name not in workloads.SHAPES]
+    parser.add_argument("--workloads", nargs="+", default=usual, choices=names)
     parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=list(ADAPTERS))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -303,20 +328,20 @@ def main() -> None:
             rows = Path(folder) / f"{workload}.json"
             if not rows.exists():
                 workloads.write_rows(workload, options.steps, model, rows)
-            cases.append(Case(workload, adapters, rows))
-        guess = options.rounds * sum(estimate_seconds(case, systems, model) for case in cases)
+            cases.append(Case(workload, adapters, workloads.model_directory(workload, model, Path(folder)), rows))
+        guess = options.rounds * sum(estimate_seconds(case, systems) for case in cases)
         print(f"{len(cases)} cases, about {guess / 60:.0f} minutes after the gates", file=sys.stderr)
-        gates = [f"{case.workload} {case.adapters} on {pass_gates(case, model)['rows']}" for case in cases]
+        gates = [f"{case.workload} {case.adapters} on {pass_gates(case)['rows']}" for case in cases]
         text = ""
         for turn, case in itertools.product(range(options.rounds), cases):
-            case.rooflines.append(case_roofline(case, model))
+            case.rooflines.append(case_roofline(case))
             for system in systems:
-                case.runs.setdefault(system, []).append(measure(system, case, model))
+                case.runs.setdefault(system, []).append(measure(system, case))
                 speed = case.runs[system][-1]["tokens_per_second"]
                 print(f"  {turn + 1} {case.workload} {case.adapters} {system}: {speed:.0f} tokens/s", file=sys.stderr)
             text = write_results(cases, options, gates)
         for case in cases:
-            case.profile = where_time_goes(case, model)
+            case.profile = where_time_goes(case)
             text = write_results(cases, options, gates)
     print(text)
 

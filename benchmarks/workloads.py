@@ -1,7 +1,8 @@
 """The rows that every measured system trains on: token ids and learned spans, the same for all.
 
 W1 GSM8K problems; W2 short questions that share a system prompt of about 200 tokens; W3 conversations of several
-turns; W4 equal lengths of 512 tokens, nothing to skip; W5 documents of 4,096 tokens.
+turns; W4 equal lengths of 512 tokens, nothing to skip; W5 documents of 4,096 tokens. Q05, L1 and G270 are W1 for models
+of other families' real shapes, vocabulary included, with random weights; the token ids are those of W1.
 The problems come from the GSM8K file where there is one (`LORAKEET_TEST_DATA`, else ../shared/data), and from the
 demo's own rows where there is none; the tables say which.
 """
@@ -11,11 +12,14 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from benchmarks.make_full_size import make
 from lorakeet.data.conversation import Conversation, Example, Message
 from lorakeet.data.encode import encode_many
 from lorakeet.data.templates.template import template_for
 from lorakeet.data.tokenizer import Tokenizer, load_tokenizer
+from lorakeet.models.config_file import config_from_json
 
 SYSTEM_PROMPT = (
     "You are a patient tutor of arithmetic for children between eight and twelve years. Read the problem twice before "
@@ -95,6 +99,9 @@ WORKLOADS: dict[str, Callable[[int, Tokenizer], list[Example]]] = {
     "W3": _encoded(multi_turn),
     "W4": equal_lengths(512),
     "W5": equal_lengths(4096),
+    "Q05": _encoded(gsm8k),
+    "L1": _encoded(gsm8k),
+    "G270": _encoded(gsm8k),
 }
 TITLES = {
     "W1": "one question, one answer",
@@ -102,16 +109,75 @@ TITLES = {
     "W3": "two to four turns",
     "W4": "rows of 512 tokens",
     "W5": "rows of 4,096 tokens",
+    "Q05": "shape of Qwen2.5-0.5B",
+    "L1": "shape of Llama-3.2-1B",
+    "G270": "shape of Gemma-3-270m",
 }
 """What each workload is, in a few words."""
-BATCH = {"W1": 8, "W2": 8, "W3": 8, "W4": 8, "W5": 1}
+BATCH = {"W1": 8, "W2": 8, "W3": 8, "W4": 8, "W5": 1, "Q05": 8, "L1": 8, "G270": 8}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Q05": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    "L1": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": True,
+    },
+    "G270": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "max_position_embeddings": 32768,
+        "sliding_window": 512,
+    },
+}
+"""What the config.json of the models says whose shapes are measured; what is left out is their family's default."""
 WARM_UP = 2
 """Steps before the clock counts: they compile."""
 POOL_STEPS = 32
 """Steps' worth of rows that are sorted by length before some are taken."""
 
 
-def write_rows(name: str, num_steps: int, model_directory: Path, target: Path) -> None:
+def model_directory(name: str, model: Path, folder: Path) -> Path:
+    """Return the model that a workload is measured on: `model`, or one of the workload's own shape, made in `folder` once."""
+    made = folder / f"{name}-model"
+    if name not in SHAPES:
+        return model
+    if not made.exists():
+        make(made, config_from_json(SHAPES[name], name), model)
+    return made
+
+
+def write_rows(name: str, num_steps: int, model: Path, target: Path) -> None:
     """Write the rows of the warm-up steps and of `num_steps` timed ones for the measured processes to read.
 
     The timed rows are whole steps of a long sorted run, spread evenly over its lengths, then shuffled: a system that
@@ -119,7 +185,7 @@ def write_rows(name: str, num_steps: int, model_directory: Path, target: Path) -
     """
     batch = BATCH[name]
     pool_steps = num_steps if name in ("W4", "W5") else max(POOL_STEPS, num_steps)
-    rows = WORKLOADS[name]((WARM_UP + pool_steps) * batch, load_tokenizer(model_directory))
+    rows = WORKLOADS[name]((WARM_UP + pool_steps) * batch, load_tokenizer(model))
     warm, pool = rows[: WARM_UP * batch], sorted(rows[WARM_UP * batch :], key=lambda row: len(row.input_ids))
     chosen = [round((i + 0.5) * pool_steps / num_steps - 0.5) for i in range(num_steps)]
     timed = [row for step in chosen for row in pool[step * batch : (step + 1) * batch]]
