@@ -61,7 +61,7 @@ class Computed:
     losses: list[float]
     """Mean loss of each optimizer step."""
     row_losses: Tensor
-    """Loss of every learned token before the first step, row by row."""
+    """Loss of every learned token before the first step, row by row; of none if bf16 is not measured."""
     gradient: Tensor
     """The first step's, of all adapter parameters, laid end to end in the order of our names."""
 
@@ -82,7 +82,8 @@ def check_gates(
     model_dir: Path, rows: Sequence[Example], r: int, targets: list[str], measured_in: torch.dtype = torch.bfloat16
 ) -> list[Gate]:
     """Compute the rows with both systems in fp32 and in the type that is measured, and compare."""
-    loss_rows, rows = gate_rows(rows, LOSS_ROWS, LOSS_TOKENS), gate_rows(rows)
+    loss_rows = [] if measured_in == torch.float32 else gate_rows(rows, LOSS_ROWS, LOSS_TOKENS)
+    rows = gate_rows(rows)
     halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     adapter = _drawn_adapter(model_dir, r, targets)
     ours: dict[torch.dtype, Computed] = {}
@@ -172,7 +173,7 @@ def _peft_name(name: str) -> str:
 
 def _compute_ours(model: CausalLM, loss_rows: list[Example], halves: list[list[Example]]) -> Computed:
     with torch.no_grad():
-        row_losses = torch.cat([_token_losses(model, [row]) for row in loss_rows])
+        row_losses = [_token_losses(model, [row]) for row in loss_rows]
     params = list(pairs(model).values())
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=LR, weight_decay=0.0))
     losses, gradient = [], torch.empty(0)
@@ -180,7 +181,7 @@ def _compute_ours(model: CausalLM, loss_rows: list[Example], halves: list[list[E
         losses.append(train_step(model, [pack_for(model, half)], optimizer, 0).loss)
         if not gradient.numel():
             gradient = _flat_gradient(params)
-    return Computed(losses, row_losses, gradient)
+    return Computed(losses, torch.cat([torch.empty(0), *row_losses]), gradient)
 
 
 def _token_losses(model: CausalLM, rows: Sequence[Example], *, share: bool = False) -> Tensor:
@@ -208,7 +209,7 @@ def _compute_peft(model: nn.Module, names: list[str], loss_rows: list[Example], 
         losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()
-    return Computed(losses, torch.cat(row_losses), gradient)
+    return Computed(losses, torch.cat([torch.empty(0), *row_losses]), gradient)
 
 
 def _no_leak(model: CausalLM, rows: list[Example], dtype: torch.dtype) -> list[Gate]:

@@ -94,3 +94,24 @@ def test_every_kind_of_update_resumes_to_the_bit(tiny_model_directory, rows, tmp
     assert {"lora_magnitude_vector", "trainable_tokens_delta"} <= {name.rpartition(".")[2] for name in straight}
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_starts_with_the_directions_of_its_rows_and_resumes(tiny_model_directory, rows, tmp_path):
+    """A learning rate of nothing leaves A as it began: orthonormal, and the same from the same rows."""
+    lora = {"r": 3, "init_lora_weights": "eva", "eva_config": {"rho": 1.0}}
+    tiny = {"learning_rate": 1e-12, "weight_decay": 0.0}
+    first = api.train(str(tiny_model_directory), str(rows), training_config=settings(tmp_path / "a", **tiny), peft_config=lora)
+    tensors = load_file(first.adapter_directory / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        if ".lora_A." in name:
+            torch.testing.assert_close(tensor @ tensor.T, torch.eye(3), rtol=0, atol=1e-4)
+    saved = json.loads((first.adapter_directory / "adapter_config.json").read_text())
+    assert (saved["init_lora_weights"], saved["eva_config"]) == (True, None)
+    config = first.config.model_copy(
+        update={"training_config": first.config.training_config.model_copy(update={"output_dir": str(tmp_path / "b")})}
+    )
+    assert config.peft_config.eva_config.rho == 1
+    again = load_file(api.train(config=config).adapter_directory / "adapter_model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items())
+    api.train(config=first.config, resume=True)

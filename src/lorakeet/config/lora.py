@@ -10,9 +10,29 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lorakeet.config.foreign_keys import LORA_KEYS
+from lorakeet.config.foreign_keys import LORA_KEYS, ForeignKey
 from lorakeet.config.strict import OUT_OF_RANGE, StrictModel
 from lorakeet.errors import ConfigError
+
+
+class EvaConfig(StrictModel):
+    """How EVA finds the directions that its adapters start with, with the names of peft.EvaConfig."""
+
+    section: ClassVar[str] = "peft_config.eva_config"
+    foreign_keys: ClassVar = {
+        "label_mask_value": ForeignKey("Set use_label_mask; spans say what is trained on", (-100,)),
+        "adjust_scaling_factors": ForeignKey("Every layer keeps its rank, and with it its scale", (True, False)),
+        "whiten": ForeignKey(
+            "Leave it out; PEFT divides the directions that q, k and v share by their values three times", (False,)
+        ),
+    }
+
+    rho: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    """How many times its rank a layer may get at the cost of others. The default is PEFT's; only 1 is supported."""
+    tau: float = Field(default=0.99, gt=0, lt=1)
+    """A direction has settled if the cosine between it before and after a step is at least this."""
+    use_label_mask: bool = True
+    """Look at the tokens alone that are trained on; false: at all tokens of the rows."""
 
 
 class LoraConfig(StrictModel):
@@ -71,7 +91,10 @@ class LoraConfig(StrictModel):
     """Start as the identity: A random, B zero. False draws B at random too, which only tests want.
 
     "pissa" starts with the weight's principal part instead, and "pissa_niter_16" with a fast approximation of it;
-    "olora" with a part of its QR decomposition; "loftq", over a quantised base, with what rounding took from the weight."""
+    "olora" with a part of its QR decomposition; "loftq", over a quantised base, with what rounding took from the weight.
+    "eva" starts A with the directions that the layer's inputs vary in most on the run's rows; it needs eva_config."""
+    eva_config: EvaConfig | None = None
+    """For init_lora_weights "eva" alone, and needed there: `{rho: 1.0}`, with tau and use_label_mask if you like."""
     task_type: str | None = "CAUSAL_LM"
     """Written to adapter_config.json for PEFT; None for modules that are no language model."""
 
@@ -84,9 +107,10 @@ class LoraConfig(StrictModel):
             _require_names(key, getattr(self, key) or ())
         _require_names("target_modules", targets)
         initial = self.init_lora_weights
-        if isinstance(initial, str) and not re.fullmatch(r"pissa(_niter_[0-9]{1,3})?|olora|loftq", initial):
-            allowed = "true, false, pissa, pissa_niter_N, olora, loftq"
+        if isinstance(initial, str) and not re.fullmatch(r"pissa(_niter_[0-9]{1,3})?|olora|loftq|eva", initial):
+            allowed = "true, false, pissa, pissa_niter_N, olora, loftq, eva"
             raise _out_of_range(OUT_OF_RANGE, "init_lora_weights", initial, allowed)
+        _require_eva(self)
         patterns = self.layers_pattern or []
         _require_names("layers_pattern", [patterns] if isinstance(patterns, str) else patterns)
         for key, r in self.rank_pattern.items():
@@ -108,6 +132,25 @@ def _require_names(key: str, names: Iterable[str]) -> None:
                 place=f"peft_config.{key}",
                 fix="List the names; regular expressions are not read",
             )
+
+
+def _require_eva(config: LoraConfig) -> None:
+    """Refuse EVA with ranks that move from layer to layer, which PEFT does unless told otherwise, and its keys without it."""
+    if config.init_lora_weights == "eva" and (config.eva_config or EvaConfig()).rho != 1:
+        raise ConfigError(
+            "E-CFG-108",
+            f"cannot be honoured as {(config.eva_config or EvaConfig()).rho}, PEFT's default among them: "
+            "it moves ranks from layer to layer",
+            place="peft_config.eva_config.rho",
+            fix="Set eva_config: {rho: 1.0}; every layer then keeps its rank",
+        )
+    if config.init_lora_weights != "eva" and config.eva_config is not None:
+        raise ConfigError(
+            "E-CFG-108",
+            "is for init_lora_weights: eva alone",
+            place="peft_config.eva_config",
+            fix="Leave it out, or set init_lora_weights: eva",
+        )
 
 
 def _out_of_range(code: str, key: str, value: float | str, allowed: str) -> ConfigError:

@@ -5,7 +5,7 @@ weights of the layers they replace. It does not train, save or load.
 """
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lorakeet.lora.merging import MergeableLayer
 from lorakeet.lora.multihead_attention import MultiheadAttention, adapted_attention, read_linear
 from lorakeet.lora.parts import Part
 from lorakeet.lora.quantized import adapted_quantized
+from lorakeet.lora.starts.eva import check_directions, start_with_directions
 from lorakeet.lora.starts.loftq import OriginalWeight, check_quantized, start_with_rounding_error
 from lorakeet.lora.starts.pissa import check_principal_part, start_with_principal_part
 from lorakeet.lora.targets import Target, find_saved_modules, find_targets, is_bias, is_linear, is_transformers_conv1d
@@ -41,12 +42,19 @@ class Injection:
     """The originals of modules_to_save, and of layers of which single tokens train; the model holds trained ones."""
 
 
-def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWeight | None = None) -> nn.Module:
+def inject(
+    model: nn.Module,
+    config: LoraConfig,
+    *,
+    original_weight: OriginalWeight | None = None,
+    input_directions: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """Put LoRA onto the layers that `config` names, in place, and freeze everything else.
 
     The layers keep their weight and bias objects. The adapters are float32, drawn from torch's global generator, and
     start as an update of zero, so the outputs stay as they were. Merging is explicit: eval() does not merge.
     `original_weight` gives a quantised layer's weight, by its path, as it was before; LoftQ alone needs it.
+    `input_directions` are those of each layer's inputs, by its path, as `starts.eva` finds them; EVA alone needs them.
 
     Raises:
         ConfigError: E-CFG-42 if a name matches nothing, E-CFG-161 if there is LoRA already, E-CFG-162 to 165 for
@@ -58,13 +66,13 @@ def inject(model: nn.Module, config: LoraConfig, *, original_weight: OriginalWei
     saved = find_saved_modules(model, config)
     _refuse_both(targets, saved)
     new = [(module, own, _build(model, module, own, config)) for module, own in _by_module(targets)]
-    _check_starts(new, config, original_weight)
+    _check_starts(new, config, original_weight, input_directions)
     tokens = find_token_layers(model, config, [*saved, *(target.path for target, _ in targets)])
     injection = Injection(config, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
     model.requires_grad_(False)
     for module, own, layer in new:
         layer.adopt(module, own[0].scaling)
-        _start(layer, own[0].path, config, original_weight)
+        _start(layer, own[0].path, config, original_weight, input_directions)
         _replace(model, module, layer)
     copies: dict[int, nn.Parameter] = {}
     for path, module in saved.items():
@@ -229,7 +237,10 @@ def _refuse_both(targets: Iterable[tuple[Target, nn.Module]], saved: Container[s
 
 
 def _check_starts(
-    new: Iterable[tuple[nn.Module, list[Target], MergeableLayer]], config: LoraConfig, original_weight: OriginalWeight | None
+    new: Iterable[tuple[nn.Module, list[Target], MergeableLayer]],
+    config: LoraConfig,
+    original_weight: OriginalWeight | None,
+    input_directions: Mapping[str, Tensor] | None,
 ) -> None:
     """Refuse layers that cannot start as the configuration asks, before anything is changed."""
     if config.use_dora and config.init_lora_weights == "loftq":
@@ -244,16 +255,26 @@ def _check_starts(
         for target in own if isinstance(initial, str) else ():
             if initial == "loftq":
                 check_quantized(layer, target.path, original_weight)
+            elif initial == "eva":
+                check_directions(target, input_directions)
             else:
                 check_principal_part(layer, target)
 
 
-def _start(layer: MergeableLayer, path: str, config: LoraConfig, original_weight: OriginalWeight | None) -> None:
+def _start(
+    layer: MergeableLayer,
+    path: str,
+    config: LoraConfig,
+    original_weight: OriginalWeight | None,
+    input_directions: Mapping[str, Tensor] | None,
+) -> None:
     """Give a layer's updates, drawn afresh, the start that the configuration asks for."""
     initial = config.init_lora_weights
     for own_path, update in layer.updates(path).items():
         if initial == "loftq" and original_weight is not None:
             start_with_rounding_error(update, original_weight(own_path))
+        elif initial == "eva" and input_directions is not None:
+            start_with_directions(update, input_directions[own_path])
         elif isinstance(initial, str):
             start_with_principal_part(update, initial)
         elif not initial:

@@ -71,6 +71,7 @@ def to_peft(config: LoraConfig, target_modules: list[str], base_model_name_or_pa
         inference_mode=True,
         # However the adapter began, what is saved is plain LoRA on the original weights.
         init_lora_weights=bool(config.init_lora_weights),
+        eva_config=None,
     )
     # PEFT documents lora_alpha as an integer; a whole number is written as one.
     fields["lora_alpha"] = _whole(config.lora_alpha)
@@ -114,6 +115,7 @@ def base_model_of(directory: Path) -> str | None:
 def _from_fields(path: Path, fields: dict[str, Any]) -> tuple[LoraConfig, bool]:
     """Build the LoraConfig from the fields that carry over."""
     values = {name: value for name, value in fields.items() if name in LoraConfig.model_fields and value is not None}
+    values.pop("eva_config", None)  # however it began, the file has A and B
     initial = values.get("init_lora_weights", True)
     if isinstance(initial, str):
         if initial not in _KEEPS_BASE:

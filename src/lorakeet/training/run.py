@@ -50,6 +50,7 @@ from lorakeet.rundir.versions import commit, kernels, versions
 from lorakeet.training.adapted_layers import check_adapted_layers
 from lorakeet.training.best_evaluation import require_evaluations
 from lorakeet.training.describe import describe, doubts
+from lorakeet.training.eva import directions_on
 from lorakeet.training.forecast import Forecast, compare_forecast, forecast, forecast_run
 from lorakeet.training.loop import Saver, Trainer
 from lorakeet.training.notebook_curve import NotebookCurve, is_in_notebook
@@ -209,7 +210,12 @@ def build_trainer(config: RunConfig, chat_model: ChatModel, data: PreparedData, 
     """Put adapters into the model, fresh or those to start from, and make it ready to train as `config` says."""
     model, settings = chat_model.model, config.training_config
     seed_all(settings.seed)
-    inject(model, config.peft_config, original_weight=partial(weights.read_weight, chat_model.directory))
+    inject(
+        model,
+        config.peft_config,
+        original_weight=partial(weights.read_weight, chat_model.directory),
+        input_directions=directions_on(model, config, data.train.examples),
+    )
     if config.adapter is not None:
         load_adapter(model, find_adapter(config.adapter), base_hash=weights.fingerprint(chat_model.directory))
     check_adapted_layers(model, config.peft_config)
@@ -226,6 +232,8 @@ def forecast_config(config: RunConfig, data: PreparedData | None = None) -> Fore
     """Forecast time and memory of a run without training it: a few passes on the real model, forward and backward."""
     chat_model = load_base(config)
     config = in_model_names(chat_model, config)
+    if config.peft_config.init_lora_weights == "eva":  # where A begins takes no part in a step's time
+        config = config.model_copy(update={"peft_config": config.peft_config.model_copy(update={"init_lora_weights": True})})
     data = data or prepare_data(config, chat_model.tokenizer, chat_model.template, chat_model.context, progress.encoding)
     return forecast(build_trainer(config, chat_model, data))
 
