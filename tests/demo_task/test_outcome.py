@@ -11,7 +11,6 @@ from lorakeet.evaluation.generation import Answer
 from lorakeet.proofs.proof import ProofResult
 from lorakeet.proofs.verify import Verification
 from lorakeet.rundir.record import RunRecord
-from lorakeet.training.forecast import Forecast
 
 RUN = RunRecord(Path(__file__).parents[1] / "stored" / "run")
 
@@ -43,15 +42,15 @@ def test_each_answer_that_is_shown_is_called_right_or_wrong(monkeypatch, capsys)
     assert "1 of 1 quick proofs passed in 12 s. All of them: " in out
 
 
-def test_the_model_and_the_time_are_said_before_anything_is_trained(monkeypatch):
+def test_the_model_and_the_task_are_said_before_anything_is_trained(monkeypatch):
     said = []
 
-    def stop(name):
+    def stop(config):
+        assert len(said) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "predict", lambda config: Forecast(283, 250.0, 0.0, 500.0, 10**9))
-    monkeypatch.setattr(api.chat_models, "load", stop)
+    monkeypatch.setattr(api, "train", stop)
     with pytest.raises(KeyboardInterrupt):
         api.demo(say=said.append)
     assert "SmolLM2-135M-Instruct in the layout of Phi-3" in said[0]
-    assert said[1].startswith("Training will take about 4 min 10 s here (283 steps).")
+    assert "Task: turn a spoken request into one JSON tool call." in said[0]
