@@ -281,9 +281,10 @@ class Engine:
         adapters = [sequence.request.adapter for sequence, span in zip(newcomers, spans, strict=True) for _ in span]
         ends = torch.tensor([0, *map(len, spans)]).cumsum(0)
         logits_BV = self._logits(ids, [at for span in spans for at in span], adapters, ends, (ends[1:] - 1).tolist())
-        for sequence, start in zip(newcomers, starts, strict=True):
+        for sequence, start, span in zip(newcomers, starts, spans, strict=True):
             sequence.num_cached_tokens = start
-            self._keep_beginning(sequence)
+            if start < len(span):  # else most of it is kept already, and the rest will be with its answer
+                self._keep_beginning(sequence)
         self._append(newcomers, logits_BV)
 
     def _step(self) -> None:
