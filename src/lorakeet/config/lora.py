@@ -139,8 +139,7 @@ def _require_eva(config: LoraConfig) -> None:
     if config.init_lora_weights == "eva" and (config.eva_config or EvaConfig()).rho != 1:
         raise ConfigError(
             "E-CFG-108",
-            f"cannot be honoured as {(config.eva_config or EvaConfig()).rho}, PEFT's default among them: "
-            "it moves ranks from layer to layer",
+            f"is {(config.eva_config or EvaConfig()).rho}, which moves ranks from layer to layer; that is not supported",
             place="peft_config.eva_config.rho",
             fix="Set eva_config: {rho: 1.0}; every layer then keeps its rank",
         )
