@@ -94,6 +94,9 @@ def test_rejects_what_cannot_be_added(two, base, adapter, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(AdapterError, match=r"E-ADPT-230 .*lm_head.weight"):
         combine([one, saved], out)
+    with_lengths, _ = adapter(directory, use_dora=True)
+    with pytest.raises(AdapterError, match=r"E-ADPT-230 .*trained lengths \(DoRA\)"):
+        combine([one, with_lengths], out)
     with pytest.raises(AdapterError, match=r"E-ADPT-232 --weights 1 weights for 2"):
         combine([one, other], out, weights=[1])
     with pytest.raises(AdapterError, match="E-ADPT-232"):

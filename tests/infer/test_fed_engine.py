@@ -228,9 +228,13 @@ def test_a_failure_is_told_to_its_own_request_alone(build, save_adapter):
     assert fine.generation == generate(model, [[1, 2, 3]], stop_ids=(), max_new_tokens=NUM_TOKENS)[0]
 
 
-def test_refuses_an_adapter_that_is_more_than_pairs(build, save_adapter):
+@pytest.mark.parametrize(
+    ("more", "said"), [({"modules_to_save": ["lm_head"]}, "lm_head"), ({"use_dora": True}, r"qkv_proj \(DoRA\)")]
+)
+def test_refuses_an_adapter_that_is_more_than_pairs(build, save_adapter, more, said):
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(AdapterError, match="E-ADPT-270"):
-        read_adapter(model, save_adapter("whole", 1, modules_to_save=["lm_head"]))
+    with pytest.raises(AdapterError, match=rf"E-ADPT-270 .*{said}"):
+        read_adapter(model, save_adapter("whole", 1, **more))
+    assert not list(lora_layers(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -28,6 +28,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 2.5, 3.5, 4.5],
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+}
 WIDE_HEADS = {"head_dim": 16}
 MIXED = {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 5}
 GEMMA = {**WIDE_HEADS, "query_pre_attn_scalar": 24, "sliding_window": 5}
@@ -36,6 +43,7 @@ KINDS = {
     "llama2": ("Llama", {}),
     "llama3": ("Llama", {"rope_scaling": LLAMA3, **WIDE_HEADS, "tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "llama-longrope": ("Llama", {"rope_scaling": LONGROPE}),
     "mistral": ("Mistral", {"sliding_window": 5, **WIDE_HEADS}),
     "ministral": ("Ministral", {**MIXED, **WIDE_HEADS}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}),
