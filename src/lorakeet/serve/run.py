@@ -3,6 +3,7 @@
 data in: an application and a socket → out: nothing, until SIGINT or SIGTERM; what is being answered then is finished.
 """
 
+import json
 import signal
 import socket
 import sys
@@ -56,7 +57,9 @@ def run_app(app: FastAPI, taken: socket.socket, model: str, *, drain_seconds: fl
     host, port = taken.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     has_key = app.state.server.access.api_key is not None
-    print(f"Serving on {url}/ (Ctrl-C ends it). Ask it from Python:\n\n{example(url, model, has_key=has_key)}", file=sys.stderr)
+    lines = example(url, model, has_key=has_key)
+    taken.listen(2048)  # who asks before the loop runs waits
+    print(f"Serving on {url}/ (Ctrl-C ends it). Ask it from Python (pip install openai):\n\n{lines}", file=sys.stderr)
     # uvicorn raises the signal again when all is answered; SIGTERM has then done what it should.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -66,11 +69,11 @@ def run_app(app: FastAPI, taken: socket.socket, model: str, *, drain_seconds: fl
 
 
 def example(url: str, model: str, *, has_key: bool) -> str:
-    """Return lines of Python that ask the server, to be copied as they are."""
+    """Return lines of Python that ask the server, to be copied as they are; the answer is that of `lorakeet chat`."""
     key = f'os.environ["{KEY_VARIABLE}"]' if has_key else '"none"'
     return f"""import openai{", os" if has_key else ""}
 client = openai.OpenAI(base_url="{url}/v1", api_key={key})
 question = [{{"role": "user", "content": "Hello"}}]
-reply = client.chat.completions.create(model="{model}", messages=question)
+reply = client.chat.completions.create(model={json.dumps(model)}, messages=question, temperature=0)
 print(reply.choices[0].message.content)
 """
