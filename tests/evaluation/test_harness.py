@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 import lorakeet as lora
 from lorakeet import chat_model
+from lorakeet.cli.main import run
 from lorakeet.errors import ConfigError
 from lorakeet.evaluation import harness
 from lorakeet.evaluation.harness import Harness, run_tasks
@@ -123,3 +124,50 @@ def test_tasks_have_the_numbers_of_the_package_and_differ_by_the_adapter(ours, t
     monkeypatch.setattr(harness, "TaskManager", partial(TaskManager, include_defaults=False))
     with pytest.raises(ConfigError, match="E-CFG-134"):
         run_tasks(ours, ["tiny_nothing"])
+
+
+@pytest.fixture(scope="module")
+def trained_run(directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    turns = [{"role": "user", "content": "the fox says"}, {"role": "assistant", "content": "fox land"}]
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    settings = {"output_dir": str(folder / "run"), "max_steps": 3, "learning_rate": 3e-2, "bf16": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKEET_CACHE", str(folder / "cache"))
+        patch.setenv("LORAKEET_COMPILE", "0")
+        return lora.train(str(directory), str(folder / "rows.jsonl"), training_config=settings)
+
+
+def test_the_command_prints_the_numbers_of_each_model(trained_run, folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["evaluate", str(trained_run.directory), "--include-path", str(folder), "--task", "tiny_choice, tiny_rolling"]
+    assert run([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["run_dir"] == str(trained_run.directory)
+    assert printed["tasks"] == run_tasks(trained_run.load(), TASKS[:2], folder=folder)
+    assert printed["tasks"]["tuned"] != printed["tasks"]["base"]
+    assert run([*command, "--task", "tiny_answer", "--no-base", "--max-rows", "2", "--apply-chat-template"]) == 0
+    captured = capsys.readouterr()
+    assert [name in captured.out for name in (*TASKS, "tuned", "base")] == [True] * 4 + [False]
+    assert max(map(len, captured.out.splitlines())) <= 80
+    assert "fatal" not in captured.err
+
+
+def test_the_command_refuses_what_cannot_be_run(trained_run, folder, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "TaskManager", partial(TaskManager, include_defaults=False))
+    (folder / "gone.yaml").write_text(
+        (folder / "tiny_choice.yaml").read_text().replace("tiny_choice", "gone").replace("rows.", "no.")
+    )
+    command = ["evaluate", str(trained_run.directory), "--include-path"]
+    for where, task, expected in (
+        (folder, "tiny_nothing", "E-CFG-134 --task no task is named tiny_nothing"),
+        (folder / "nowhere", "tiny_choice", "E-CFG-134 --include-path"),
+        (folder, "gone", "E-CFG-135 --task the rows cannot be loaded"),
+    ):
+        assert run([*command, str(where), "--task", task]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines()[-1].startswith(expected)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run([*command, str(folder), "--task", "tiny_choice"]) == 2
+    assert "pip install 'lorakeet[tasks]'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -31,6 +31,7 @@ from lorakeet.infer.sampling import GREEDY, Sampling
 from lorakeet.infer.text_stream import StopText, TextStream
 from lorakeet.lora.disable import disabled_adapters
 
+evaluator.get_git_commit_hash = lambda: None  # it runs git in the user's directory, and git complains
 PASS_TOKENS = 2048
 """Tokens scored in one pass, unless a single text is longer."""
 ANSWER_TOKENS = 256
@@ -206,8 +207,12 @@ def run_tasks(
         num_fewshot: examples in the prompt; None for each task's own number.
         with_template: write questions as turns of a conversation, in the model's template.
         folder: holds the YAML files of further tasks.
-    Raises: ConfigError E-CFG-134 for a task that there is not.
+    Raises: ConfigError E-CFG-134 for a task or a folder that there is not, 135 if a task's rows cannot be had.
     """
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            "E-CFG-134", f"{folder} is no folder", place="--include-path", fix="Name that of your tasks' YAML files"
+        )
     own = None if folder is None else str(folder)
     # The package's own thousands of tasks are looked through only if they are needed.
     tasks = TaskManager(include_path=own, include_defaults=False)
@@ -224,16 +229,21 @@ def run_tasks(
         progress.report(f"{column}: {', '.join(names)}")
         # What the package prints is not what the command prints.
         with disabled_adapters(chat_model.model) if column == "base" else nullcontext(), redirect_stdout(sys.stderr):
-            results = simple_evaluate(
-                model=Harness(chat_model),
-                tasks=list(names),
-                num_fewshot=num_fewshot,
-                limit=max_rows,
-                apply_chat_template=with_template,
-                bootstrap_iters=RESAMPLES,
-                log_samples=False,
-                task_manager=tasks,
-            )
+            try:
+                results = simple_evaluate(
+                    model=Harness(chat_model),
+                    tasks=list(names),
+                    num_fewshot=num_fewshot,
+                    limit=max_rows,
+                    apply_chat_template=with_template,
+                    bootstrap_iters=RESAMPLES,
+                    log_samples=False,
+                    task_manager=tasks,
+                )
+            except OSError as error:  # a file that is not there, a hub that cannot be reached
+                reason = " ".join(str(error).split())
+                fix = "Check the task's files, or the connection to the hub"
+                raise ConfigError("E-CFG-135", f"the rows cannot be loaded: {reason}", place="--task", fix=fix) from None
         assert results is not None, "only other processes than the first have no results"
         found[column] = {task: _numbers(values) for task, values in results["results"].items()}
     return found
