@@ -13,7 +13,7 @@ import transformers
 from lorakeet.data.tokenizer import Tokenizer
 from lorakeet.errors import ExportError
 from lorakeet.exports import gate, gguf_adapter, gguf_families, gguf_model, gguf_tokenizer
-from lorakeet.exports.artefact import EXACT, Options
+from lorakeet.exports.artefact import EXACT, HALF, Options
 from lorakeet.exports.export import export
 from lorakeet.exports.formats import find_format
 from lorakeet.exports.probes import choose_probes
@@ -171,6 +171,11 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused_before_anything_is
         with pytest.raises(ExportError, match=r"E-EXP-238.*qwen3.*o_bias"):
             export(strange, form, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_gelu_in_16_bits_is_allowed_for(run_of):
+    assert gguf_model.limits(run_of("gemma3").config, "f32") == HALF
+    assert gguf_model.limits(run_of("llama2").config, "f32") == EXACT
 
 
 def test_every_family_has_its_architecture():

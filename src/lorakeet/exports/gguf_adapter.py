@@ -15,7 +15,7 @@ from lorakeet.errors import ExportError
 from lorakeet.exports.artefact import Format, Missing, Options, Reader, Source, Written
 from lorakeet.exports.gguf_families import architecture, as_llama_cpp_has_it, gguf_name
 from lorakeet.exports.gguf_file import GgufFile, Planned, require_gguf
-from lorakeet.exports.gguf_model import LIMITS, add_base_model, base_type, require_architecture, write_model
+from lorakeet.exports.gguf_model import add_base_model, base_type, limits, require_architecture, write_model
 from lorakeet.exports.llama_cpp import read_gguf
 from lorakeet.lora.inject import lora_layers, trained_updates
 from lorakeet.lora.layers import LinearLoRA
@@ -49,8 +49,9 @@ def write(source: Source, directory: Path, options: Options) -> Written:
         "has the run's template; this adapter was proven over one written here from the run's base."
     )
     # It is read over a base in the base's own type, in which llama.cpp computes too.
-    limits = max(LIMITS[dtype], LIMITS[base_type(model)], key=lambda limit: limit.mean_kl)
-    return Written(dtype, (f"llama-server -m BASE.gguf --lora {{path}}/{file.name} --jinja",), (note,), limits)
+    both = (limits(source.config, kind) for kind in (dtype, base_type(model)))
+    loosest = max(both, key=lambda limit: limit.mean_kl)
+    return Written(dtype, (f"llama-server -m BASE.gguf --lora {{path}}/{file.name} --jinja",), (note,), loosest)
 
 
 def check_holdable(source: Source, model: CausalLM) -> None:

@@ -59,7 +59,7 @@ def write(source: Source, directory: Path, options: Options) -> Written:
     dtype = options.dtype or base_type(model)
     file = directory / f"{source.name}-{dtype}.gguf"
     write_model(source, model, file, dtype)
-    return Written(dtype, _commands(source, file.name), tuple(notes(source.config)), LIMITS[dtype])
+    return Written(dtype, _commands(source, file.name), tuple(notes(source.config)), limits(source.config, dtype))
 
 
 def require_architecture(source: Source) -> None:
@@ -75,6 +75,11 @@ def require_architecture(source: Source) -> None:
             place=str(source.base),
             fix="Use another format, such as --format hf",
         )
+
+
+def limits(config: DecoderConfig, dtype: str) -> Limits:
+    """Return how far a file may take the model's answers; llama.cpp looks GELU up in a table of float16, whatever the file."""
+    return HALF if dtype == "f32" and config.hidden_act == "gelu_pytorch_tanh" else LIMITS[dtype]
 
 
 def base_type(model: CausalLM) -> str:

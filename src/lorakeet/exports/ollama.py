@@ -64,7 +64,7 @@ def _write_with_adapter(source: Source, directory: Path, options: Options) -> Wr
     model = weights.outline(source.base)
     dtype = options.dtype or gguf_model.base_type(model)
     gguf_model.write_model(source, model, directory / "base.gguf", dtype)
-    return Written(dtype, limits=gguf_model.LIMITS[dtype])
+    return Written(dtype, limits=gguf_model.limits(source.config, dtype))
 
 
 def stop_texts(source: Source) -> list[str]:
