@@ -18,10 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lorakeet import progress
 from lorakeet.config import LoraConfig
 from lorakeet.config.lora import EvaConfig
 from lorakeet.errors import ConfigError
-from lorakeet.lora.targets import Target, find_targets, is_linear
+from lorakeet.lora.targets import Target, find_targets
 from lorakeet.lora.update import Update
 
 Pass = tuple[Tensor | None, Callable[[], object]]
@@ -100,6 +101,7 @@ def input_directions(model: nn.Module, config: LoraConfig, passes: Iterable[Pass
                 for hook in hooks:
                     hook.remove()
             open_layers = {module for module in open_layers if not found[module].have_settled(tau)}
+            progress.report("finding where layers' inputs vary (EVA)", len(found) - len(open_layers), len(found))
             if not open_layers:
                 break
     model.train(was_training)
@@ -130,14 +132,14 @@ def _checked_rank(target: Target, module: nn.Module) -> int:
 
     Raises: ConfigError, E-CFG-172.
     """
-    if not is_linear(module):
+    most = getattr(module, "in_features", None)
+    if most is None:
         raise ConfigError(
             "E-CFG-172",
             f"EVA needs linear layers, and {target.path} is none",
             place="peft_config.init_lora_weights",
             fix="Leave the layer out",
         )
-    most = int(module.in_features)  # type: ignore[arg-type]
     if target.r > most:
         raise ConfigError(
             "E-CFG-172",
