@@ -180,3 +180,57 @@ def test_more_rows_than_it_takes_are_left_to_the_decoder(build, uncached):
         while engine.advance():
             pass
     assert [stream.generation.ids for stream in streams] == [uncached(model, [1 + at], 4) for at in range(MOST_ROWS + 1)]
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [
+        ({}, torch.float32),
+        ({}, torch.bfloat16),
+        ({"load_in_4bit": True}, torch.float32),
+        ({"load_in_8bit": True}, torch.float32),
+    ],
+    ids=["float32", "bfloat16", "nf4", "int8"],
+)
+def test_a_row_has_the_same_logits_in_any_company_to_the_bit(build, how, dtype):
+    """From 1 to MOST_ROWS rows with different adapters, each prompt read in a pass of its own."""
+    adapters = [None, *(take_adapter(adapted(build(**WIDE), seed)) for seed in range(2))]
+    model = quantized(build(dtype, **WIDE), **how) if how else build(dtype, **WIDE)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(64, (1 + at % 5,), generator=generator).tolist() for at in range(MOST_ROWS)]
+    requests = [
+        Request(prompt=prompt, stop_ids=(), max_new_tokens=MOST_ROWS + 1, adapter=adapters[at % 3])
+        for at, prompt in enumerate(prompts)
+    ]
+    alone = [steps_of(model, [request])[0] for request in requests]
+    together = steps_of(model, requests)
+    for mine, others in zip(alone, together, strict=True):
+        assert len(others) > 0
+        for one, other in zip(mine, others, strict=False):
+            assert torch.equal(one, other)
+
+
+def steps_of(model, requests):
+    """Let requests join a batch one by one with a step between; return the logits of each one's steps, until the last joins."""
+    found = [[] for _ in requests]
+    with evaluating(model):
+        engine = Engine(model)
+        assert engine.native_step is not None
+        logits = engine.native_step.logits
+
+        def noted(ids, cache, adapters):
+            logits_BV = logits(ids, cache, adapters)
+            for row, stream in enumerate(engine.living):
+                found[requests.index(stream.request)].append(logits_BV[row])
+            return logits_BV
+
+        engine.native_step.logits = noted
+        for request in requests:
+            engine.submit(request)
+            engine.advance()
+            engine.advance()
+        while len(requests) == 1 and engine.advance():
+            pass
+        engine.adapters.close()
+    return found

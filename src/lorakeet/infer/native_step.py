@@ -1,6 +1,7 @@
 """One more token of a few sequences by the C++ step (step.cpp): all layers and the output head in one call.
 
-data in: token ids, their positions, the cache that holds what came before, each row's adapter → out: logits, float32.
+data in: token ids, their positions, the cache that holds what came before, each row's adapter → out: logits, float32. Those of
+a row are the same to the bit whatever other rows are computed beside it.
 `NativeStep.of` says which models it handles; for all others, and for more rows, the engine runs the decoder itself, which
 is the slow truth. Weights are read where they lie; whoever changes a model's layers takes a new step.
 
@@ -205,8 +206,9 @@ class NativeStep:
     def _settle(self, logits_BV: Tensor, hidden_BD: Tensor) -> None:
         """Compute the largest logits again, by the head as it is: so the likeliest tokens are those of the model."""
         candidates_BC = logits_BV.topk(min(CANDIDATES, logits_BV.shape[1])).indices
-        rows_BCD = self._model.lm_head.weight[candidates_BC].float()
-        logits_BV.scatter_(1, candidates_BC, torch.bmm(rows_BCD, hidden_BD[:, :, None])[..., 0])
+        for logits_V, candidates_C, hidden_D in zip(logits_BV, candidates_BC, hidden_BD, strict=True):
+            # One row at a time: a product of several would add in another order.
+            logits_V[candidates_C] = self._model.lm_head.weight[candidates_C].float() @ hidden_D
 
     def _follow(self, cache: KVCache) -> Tensor:
         """Note where the keys and values lie, which changes as the cache grows; return the first layer's keys."""

@@ -221,39 +221,35 @@ void whole_products(const Weights &weights, const Input &in, int first, int begi
     }
 }
 
-// Two outputs at a time for up to four rows: then what is read for a product is less than what is multiplied, and the
-// rows stay in the nearest cache.
+// Up to four rows at once, so that their sums stay in registers. Each sum is one chain of additions, in the same order for
+// any number of rows: what a row gets does not depend on its company, to the bit. An addition waits for the one before it,
+// so with few rows several outputs are computed side by side.
 template <int T, class Number>
 void float_products(const Number *weights, const Input &in, int first, int begin, int end, float (*out)[TASK]) {
     if constexpr (T > 4) {
         float_products<4>(weights, in, first, begin, end, out);
         float_products<T - 4>(weights, in, first + 4, begin, end, out + 4);
     } else {
-        constexpr int SUMS = T == 1 ? 4 : T == 2 ? 2 : 1;  // of a row: an addition waits for the one before it
+        constexpr int OUTPUTS = T == 1 ? 8 : T == 2 ? 4 : 2;
         const int64_t width = in.width;
         const float *x = in.x + first * width;
-        for (int o = begin; o < end; o += 2) {
-            const int outputs[2] = {o, std::min(o + 1, end - 1)};
-            V sums[2][T][SUMS] = {};
-            const auto add = [&](int64_t i, int s) {
-                const V w[2] = {load(weights + outputs[0] * width + i), load(weights + outputs[1] * width + i)};
+        for (int o = begin; o < end; o += OUTPUTS) {
+            int outputs[OUTPUTS];  // the last one again where fewer are left
+            for (int n = 0; n < OUTPUTS; n++) outputs[n] = std::min(o + n, end - 1);
+            V sums[OUTPUTS][T] = {};
+            for (int64_t i = 0; i < width; i += LANES) {
+                V w[OUTPUTS];
+#pragma GCC unroll 8
+                for (int n = 0; n < OUTPUTS; n++) w[n] = load(weights + outputs[n] * width + i);
 #pragma GCC unroll 4
                 for (int t = 0; t < T; t++) {
                     const V value = at(x + t * width + i);
-                    sums[0][t][s] += w[0] * value;
-                    sums[1][t][s] += w[1] * value;
+#pragma GCC unroll 8
+                    for (int n = 0; n < OUTPUTS; n++) sums[n][t] += w[n] * value;
                 }
-            };
-            int64_t i = 0;
-            for (; i + SUMS * LANES <= width; i += SUMS * LANES)
-#pragma GCC unroll 4
-                for (int s = 0; s < SUMS; s++) add(i + s * LANES, s);
-            for (; i < width; i += LANES) add(i, 0);
-            for (int n = 0; n < 2; n++)
-                for (int t = 0; t < T; t++) {
-                    for (int s = 1; s < SUMS; s++) sums[n][t][0] += sums[n][t][s];
-                    out[t][outputs[n] - begin] = sum_of(sums[n][t][0]);
-                }
+            }
+            for (int n = 0; n < OUTPUTS; n++)
+                for (int t = 0; t < T; t++) out[t][outputs[n] - begin] = sum_of(sums[n][t]);
         }
     }
 }
