@@ -60,18 +60,27 @@ def started(**eva_config):
     return inject(model, config.peft_config, input_directions=directions_on(model, config, ragged_rows()))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_label_mask": False, "tau": 0.999}])
-def test_a_is_pefts_and_b_is_zero(options):
-    expected = get_eva_state_dict(llama(), batches(), peft_config(**options), show_progress_bar=False)
-    updates = dict(trained_updates(started(**options)))
+def require_start(model, expected):
+    """Require A as PEFT has it, by path, and B at zero."""
+    updates = dict(trained_updates(model))
     assert updates.keys() == expected.keys()
     for path, update in updates.items():
         assert update.lora_B.abs().max() == 0
         torch.testing.assert_close(update.lora_A.detach(), expected[path].float(), rtol=1e-3, atol=1e-4)
 
 
+def test_all_tokens_and_another_limit_are_looked_at_as_pefts():
+    options = {"use_label_mask": False, "tau": 0.97}
+    expected = get_eva_state_dict(llama(), batches(), peft_config(**options), show_progress_bar=False)
+    require_start(started(**options), expected)
+
+
 def test_training_goes_as_pefts_does(tmp_path):
     model, other = started(), theirs()
+    layers = {
+        name.removeprefix("base_model.model."): layer for name, layer in other.named_modules() if hasattr(layer, "lora_A")
+    }
+    require_start(model, {name: layer.lora_A["default"].weight.detach() for name, layer in layers.items()})
     assert relative(logits(model), logits(ours())) < 1e-6
     optimizer = build_optimizer(model.train(), run_config().training_config)
     params = [parameter for parameter in other.train().parameters() if parameter.requires_grad]
