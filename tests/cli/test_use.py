@@ -95,6 +95,12 @@ def test_evaluate_measures_both_models(trained_run, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "2 held-out conversations" in out
     assert "base" not in out
+    assert run(["evaluate", directory, "--metrics", "exact_match", "--max-rows", "1", "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "1 held-out conversation" in out
+    assert "1 held-out conversations" not in out
+    assert "95 %" not in out
+    assert "One row says nothing of other rows" in out
 
 
 def test_no_run_takes_the_place_of_another_column():

@@ -67,8 +67,8 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """By how much tuned is above base in every score of single answers."""
-        if self.base is None or not self.tuned.answers:
+        """By how much tuned is above base in every score of single answers; nothing of one row, which has no spread."""
+        if self.base is None or len(self.tuned.answers) < 2:
             return {}
         pairs = list(zip(self.tuned.answers, self.base.answers, strict=True))
         return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet.evaluation.compare import Comparison, Measurement
 from lorakeet.evaluation.intervals import Difference
+from lorakeet.formatting import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,7 @@ def print_comparison(comparison: Comparison, console: "Console", *, num_examples
     """Print the table, and the worst and the most changed answers beside their references."""
     from rich.table import Table
 
-    table = Table(title=f"{comparison.num_conversations} held-out conversations")
+    table = Table(title=count(comparison.num_conversations, "held-out conversation"))
     table.add_column("")
     columns, differences = comparison.columns, comparison.differences
     for name in columns:
@@ -98,6 +99,8 @@ def _with_error(numbers: Mapping[str, float], metric: str) -> str:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     """Yield what a reader of the table must know."""
+    if comparison.base is not None and len(comparison.tuned.answers) == 1:
+        yield "One row says nothing of other rows: differences and their intervals are shown from two rows on."
     doubtful = [name.replace("_", " ") for name, one in comparison.differences.items() if not one.is_real]
     if doubtful:
         yield f"Not certain with so few rows, since the interval holds 0: {', '.join(doubtful)}."
