@@ -69,7 +69,7 @@ exports: install
 notebooks: install
 	LORAKEET_COMPILE=0 $(BIN)/python -m tools.notebooks
 
-# A server under 10,000 requests from 32 clients, one in ten cut off: about seven minutes, and one verdict at the end.
+# A server with 1,000 requests in one queue, then 10,000 from 32 clients, one in ten cut off: about seven minutes, and one verdict at the end.
 serve-load: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serve_load
 

@@ -1,13 +1,14 @@
 """A server under load: many requests from many clients, one in ten cut off; answers, statuses and memory are checked.
 
-data in: numbers of requests and clients → out: a few lines, the last one the verdict; status 1 if an answer differs from the
-lone one, a status is not 200, an answer stays open, or memory grows by more than 5 %. The model is the tests' small random
-one with two adapters, so that the server is what is loaded.
+data in: numbers of requests and clients, and how many wait in one queue first → out: a few lines, the last one the verdict;
+status 1 if an answer differs from the lone one, a status is not 200, an answer stays open, or memory grows by more than 5 %.
+The model is the tests' small random one with two adapters, so that the server is what is loaded.
 
     python -m benchmarks.serve_load --requests 10000 --clients 32
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -16,15 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from fastapi import FastAPI
 
 from lorakeet.data.templates.template import template_for
 from lorakeet.infer.load import NamedAdapter
 from lorakeet.lora.per_row import read_adapter
 from lorakeet.serve.app import create_app
+from lorakeet.serve.limits import Limits
 from lorakeet.serve.metrics import Metrics
 from lorakeet.serve.served import Served
 from tests.data.conftest import trained
 from tests.serve.conftest import build_model, running, write_adapter
+from tests.serve.crowd import ask_all, held, post, request_of, wait_until
 
 QUESTIONS, NAMES, GROWTH = 20, ("tiny", "one", "two"), 0.05
 
@@ -34,16 +38,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--queued", type=int, default=1000)
     options = parser.parse_args()
-    sys.exit(load(options.requests, options.clients))
+    sys.exit(load(options.requests, options.clients, options.queued))
 
 
-def load(num_requests: int, num_clients: int) -> int:
+def load(num_requests: int, num_clients: int, num_queued: int) -> int:
     """Load a server and print what came of it; return 0 if all is well."""
     with tempfile.TemporaryDirectory() as folder:
-        app = create_app(_served(Path(folder)))
+        app = create_app(_served(Path(folder)), limits=Limits(max_open=num_queued))
         with running(app) as url:
+            if not _queue(app, url, num_queued):
+                print("FAILED: not every answer of the queue is the lone one")
+                return 1
             return _load(app.state.server.metrics, f"{url}/v1/chat/completions", num_requests, num_clients)
+
+
+def _queue(app: FastAPI, url: str, num_queued: int) -> bool:
+    """Let requests wait in one queue, all at once; return whether each then has its lone answer."""
+    lone = {name: post(url, model=name).json()["choices"] for name in NAMES}
+    with ThreadPoolExecutor(1) as pool:
+        with held(app):
+            asked = pool.submit(ask_all, url, [request_of(url, model=NAMES[i % 3]) for i in range(num_queued)])
+            wait_until(lambda: app.state.server.metrics.num_open == num_queued, 120)
+        found = asked.result(300)
+    num_equal = sum(
+        status == 200 and json.loads(body)["choices"] == lone[NAMES[i % 3]] for i, (status, _, body) in enumerate(found)
+    )
+    print(f"{num_queued} requests queued at once: {num_equal} equal")
+    return num_equal == num_queued
 
 
 def _served(folder: Path) -> Served:

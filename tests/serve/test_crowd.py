@@ -1,6 +1,5 @@
 """Many clients at once, huge bodies, clients that dawdle, an engine that breaks: named statuses, and nobody waits for ever."""
 
-import asyncio
 import contextlib
 import json
 import resource
@@ -14,50 +13,15 @@ import pytest
 from lorakeet.serve import run
 from lorakeet.serve.limits import Limits
 from tests.serve.conftest import running
-from tests.serve.test_safety import CHAT, check_error, post, wait_until
+from tests.serve.crowd import CHAT, ask_all, held, post, request_of, wait_until
+from tests.serve.test_safety import check_error
 
 MANY = 1000
-
-
-def request_of(url, **changes):
-    """A whole request as bytes; the connection ends with its answer."""
-    body = json.dumps({**CHAT, **changes}).encode()
-    host = url.removeprefix("http://")
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def connect(url, **options):
     host, port = url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), **options)
-
-
-def ask_all(url, requests):
-    """Send all requests at once, each over a connection of its own; return status and body of each, in their order."""
-    host, port = url.removeprefix("http://").split(":")
-
-    async def ask(request):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(request)
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        return int(head.split()[1]), head, body
-
-    async def together():
-        return await asyncio.wait_for(asyncio.gather(*map(ask, requests)), 120)
-
-    return asyncio.run(together())
-
-
-@contextlib.contextmanager
-def held(app):
-    """Hold the engine, so that all that is asked meanwhile waits."""
-    go_on = threading.Event()
-    app.state.server.worker.call(lambda: go_on.wait(60))
-    try:
-        yield
-    finally:
-        go_on.set()
 
 
 def test_of_a_thousand_requests_at_once_the_queue_takes_its_number(build_app):

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,14 +22,7 @@ from lorakeet.serve.limits import LOOPBACK, Access, Limits
 from lorakeet.serve.run import bound_socket, check_access, example
 from lorakeet.serve.tool_calls import parse_tool_calls
 from tests.serve.conftest import CONTEXT, running
-
-CHAT = {"model": "one", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
-JSON = {"content-type": "application/json"}
-
-
-def post(url, body=None, *, path="/v1/chat/completions", headers=JSON, **changes):
-    content = json.dumps({**CHAT, **changes}) if body is None else body
-    return httpx.post(url + path, content=content, headers=headers, timeout=30)
+from tests.serve.crowd import CHAT, JSON, post, wait_until
 
 
 def check_error(reply, status, text=""):
@@ -174,17 +166,11 @@ def test_a_client_that_leaves_stops_its_generation(app, url, stream):
     wait_until(lambda: not engine.living and app.state.server.metrics.num_open == 0)
 
 
-def wait_until(is_so, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.005)
-
-
 def test_many_clients_get_the_lone_answers_and_some_are_cut_off(monkeypatch, capsys):
     monkeypatch.setattr(serve_load, "GROWTH", 1.0)  # a short run is not long enough to say
-    assert serve_load.load(120, 8) == 0
+    assert serve_load.load(120, 8, 60) == 0
     shown = capsys.readouterr().out
+    assert "60 requests queued at once: 60 equal" in shown
     assert "{'equal': 108, 'cut off': 12}" in shown
     assert shown.splitlines()[-1].startswith("PASSED in ")
 
