@@ -16,6 +16,7 @@ from lorakeet.lora.per_row import read_adapter
 from lorakeet.models.config import DecoderConfig
 from lorakeet.models.decoder import CausalLM
 from lorakeet.serve.limits import Access, Limits
+from lorakeet.serve.run import protocol
 from tests.data.conftest import trained
 
 pytest.importorskip("fastapi")
@@ -55,7 +56,7 @@ def running(app):
     """Serve an application on a free port of the loopback."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, http=protocol(), log_level="error", access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()

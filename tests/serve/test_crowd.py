@@ -77,19 +77,31 @@ def test_clients_see_why_a_huge_body_was_refused(url):
 
 
 def test_a_body_that_comes_byte_by_byte_holds_nobody_up(build_app):
-    with running(build_app(limits=Limits(body_seconds=1.0))) as url, connect(url, timeout=30) as slow:
+    with running(build_app(limits=Limits(body_seconds=1.0))) as url:
         post(url)  # the first pass of an engine takes longer
-        head, _, body = request_of(url).partition(b"\r\n\r\n")
-        slow.sendall(head + b"\r\n\r\n")
-        slow.settimeout(0.05)
-        said, byte, answered = b"", iter(body), 0
-        while not said:
-            slow.sendall(bytes([next(byte)]))
-            answered += post(url).status_code == 200
-            with contextlib.suppress(TimeoutError):
-                said = slow.recv(4096)
+        with connect(url, timeout=30) as slow:
+            head, _, body = request_of(url).partition(b"\r\n\r\n")
+            slow.sendall(head + b"\r\n\r\n")
+            slow.settimeout(0.05)
+            said, answered = b"", 0
+            for byte in body:
+                with contextlib.suppress(OSError):  # closed since the last look: what was said is still to be read
+                    slow.sendall(bytes([byte]))
+                answered += post(url).status_code == 200
+                with contextlib.suppress(TimeoutError):
+                    said = slow.recv(4096)
+                    break
         assert b" 408 " in said.splitlines()[0]
         assert answered > 1
+
+
+def test_a_connection_that_asks_nothing_is_closed(url, monkeypatch):
+    monkeypatch.setattr(run, "HEAD_SECONDS", 0.5)
+    with connect(url, timeout=20) as silent, connect(url, timeout=20) as slow, httpx.Client() as kept:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost")
+        assert kept.get(f"{url}/health").status_code == 200
+        assert silent.recv(1) == slow.recv(1) == b""
+        assert kept.get(f"{url}/health").status_code == 200
 
 
 def test_a_stream_that_nobody_reads_ends_in_its_time(build_app):

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import sys
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -16,6 +17,9 @@ from lorakeet.serve.limits import LOOPBACK, Access
 KEY_VARIABLE = "LORAKEET_API_KEY"
 UNREAD_SECONDS = 60
 """A connection whose client takes nothing of what is written for so long is ended, if the system knows how (Linux)."""
+
+HEAD_SECONDS = 10
+"""Time in which the first request of a connection must begin; for ever, uvicorn would say."""
 
 
 def check_access(host: str, access: Access) -> None:
@@ -47,6 +51,7 @@ def run_app(app: FastAPI, taken: socket.socket, model: str, *, drain_seconds: fl
 
     config = uvicorn.Config(
         app,
+        http=protocol(),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -66,6 +71,24 @@ def run_app(app: FastAPI, taken: socket.socket, model: str, *, drain_seconds: fl
         uvicorn.Server(config).run(sockets=[taken])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def protocol() -> Any:
+    """Return uvicorn's HTTP protocol, closing connections on which nothing is asked in time: only so many are held at once."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    base: Any = AutoHTTPProtocol
+
+    class Protocol(base):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEAD_SECONDS, self.close_if_unasked)
+
+        def close_if_unasked(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+    return Protocol
 
 
 def example(url: str, model: str, *, has_key: bool) -> str:
