@@ -65,7 +65,7 @@ namespace {
 constexpr int GROUP = 8;  // rows whose sums stay in registers
 constexpr int PART = 64;  // weights of four or eight bits that are multiplied at once
 constexpr int TASK = 32;  // outputs that a thread takes at once
-constexpr int AHEAD = 1024;  // bytes by which quantised weights are fetched before they are needed: a tenth faster
+constexpr int AHEAD = 4096;  // bytes by which quantised weights are fetched before they are needed
 constexpr float LOG2E = 1.44269504f;
 
 enum { QKV, O, GATE_UP, DOWN, MATRICES };  // a layer's, in the order of an adapter's pairs; the head's is the last
