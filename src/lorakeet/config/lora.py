@@ -136,10 +136,12 @@ def _require_names(key: str, names: Iterable[str]) -> None:
 
 def _require_eva(config: LoraConfig) -> None:
     """Refuse EVA with ranks that move from layer to layer, which PEFT does unless told otherwise, and its keys without it."""
-    if config.init_lora_weights == "eva" and (config.eva_config or EvaConfig()).rho != 1:
+    eva = config.eva_config or EvaConfig()
+    if config.init_lora_weights == "eva" and eva.rho != 1:
         raise ConfigError(
             "E-CFG-108",
-            f"is {(config.eva_config or EvaConfig()).rho}, which moves ranks from layer to layer; that is not supported",
+            f"is {eva.rho}{'' if config.eva_config else ' by default, as in PEFT'}: that moves ranks from layer to layer, "
+            "which is not supported",
             place="peft_config.eva_config.rho",
             fix="Set eva_config: {rho: 1.0}; every layer then keeps its rank",
         )
