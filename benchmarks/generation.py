@@ -114,7 +114,8 @@ def _ways(wanted: set[str], options: argparse.Namespace, folder: Path) -> dict[s
     long_ids = (ids * LONG_PROMPT)[:LONG_PROMPT]
 
     def four_bits(name: str, bits: str) -> Measure:
-        return _streams(_quantized(name, bits), ids, n, [None])
+        quantized = _quantized(name, bits)
+        return _streams(quantized, quantized.tokenizer.encode_text(PROMPT), n, [None])
 
     def adapted(num_adapters: int) -> Measure:
         adapters = [_random_adapter(plain.model, seed) for seed in range(num_adapters)]
