@@ -30,8 +30,9 @@ from lorakeet.quant import nf4
 from lorakeet.quant.layers import Linear4bit, Linear8bit, QuantizedLinear
 
 SOURCE = Path(__file__).with_name("step.cpp")
-MOST_ROWS = 16
-"""With more rows a step is bound by arithmetic, where PyTorch has products of its own. Not measured: where they pass it."""
+MOST_ROWS = {torch.float32: 64, torch.bfloat16: 16}
+"""With more rows PyTorch's own products take over. In float32 the step is faster for all that live at once; bfloat16 is chosen
+on a CPU that has units for it, which PyTorch uses and the step does not. Not measured: where they pass it."""
 CANDIDATES = 64
 """Tokens whose logits are exact where the head was rounded to 8 bits."""
 _NAMES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -142,6 +143,7 @@ class NativeStep:
 
     def __init__(self, model: CausalLM, library: ctypes.CDLL) -> None:
         self._model, self._library = model, library
+        self._most_rows = MOST_ROWS.get(model.model.embed_tokens.weight.dtype, 16)
         self._alive: list[Tensor] = []
         """What the kernel reads and nobody else holds."""
         self._stores: Tensor | None = None
@@ -176,7 +178,7 @@ class NativeStep:
 
     def takes(self, adapters: Sequence[Adapter | None]) -> bool:
         """Tell whether these rows can be computed: not too many, and none with an adapter on top of the model's own."""
-        return len(adapters) <= MOST_ROWS and not (self._own.is_used and any(adapters))
+        return len(adapters) <= self._most_rows and not (self._own.is_used and any(adapters))
 
     def logits(self, ids: Sequence[int], cache: KVCache, adapters: Sequence[Adapter | None]) -> Tensor:
         """Compute the next token's logits, (B, V), for sequences that lie in the cache's first rows, a new token each.

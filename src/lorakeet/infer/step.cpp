@@ -238,7 +238,7 @@ void float_products(const Number *weights, const Input &in, int first, int begin
             for (int n = 0; n < OUTPUTS; n++) outputs[n] = std::min(o + n, end - 1);
             V sums[OUTPUTS][T] = {};
             // What comes after the next outputs is fetched meanwhile, in the order in which it lies: the machine itself
-            // looks ahead along each of these rows, and a row ends too soon for that. It makes a step twice as fast.
+            // looks ahead along each of these rows, and a row ends too soon for that. It makes a step nearly twice as fast.
             const char *ahead = (const char *)(weights + (o + 2 * OUTPUTS) * width);
             for (int64_t i = 0; i < width; i += LANES) {
                 constexpr int BYTES = OUTPUTS * LANES * sizeof(Number);

@@ -27,8 +27,15 @@ from lorakeet.version import __version__
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 501, 503, 504)
 }
-STATUSES = {"E-SRV-270": 404, "E-SRV-277": 403, "E-SRV-278": 504, "E-SRV-279": 503, "E-SRV-280": 429, "E-SRV-288": 500}
-STATUSES |= {"E-MODEL-120": 500}
+STATUSES = {
+    "E-SRV-270": 404,
+    "E-SRV-277": 403,
+    "E-SRV-278": 504,
+    "E-SRV-279": 503,
+    "E-SRV-280": 429,
+    "E-SRV-288": 500,
+    "E-MODEL-120": 500,
+}
 """HTTP status by an error's code; 400 for all others."""
 OPENAI_CODES = {"E-SRV-270": "model_not_found", "E-SRV-272": "context_length_exceeded", "E-CFG-44": "context_length_exceeded"}
 """Codes that OpenAI's clients look at, in place of ours."""

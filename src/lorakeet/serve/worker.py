@@ -121,6 +121,4 @@ def _stopped() -> ServerError:
 
 
 def _broken() -> ServerError:
-    return ServerError(
-        "E-SRV-288", "the engine broke before this answer was whole", fix="Start the server again; its log says why"
-    )
+    return ServerError("E-SRV-288", "the engine broke before this answer was whole", fix=_FIX)
